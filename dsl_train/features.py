@@ -1,0 +1,184 @@
+"""From logits to primitives, from primitives to the feature vector: the one feature function.
+
+Collection, training, replay and serving all call this module, so that a vector means the same everywhere. Letters:
+T positions, V vocabulary, F features. Reads logits; does not know models, caches, policies or files.
+
+Which distribution describes which token (text index above, what is known below; the round starts at index s):
+
+    committed text         ... s-2   s-1 |  block: s      s+1     ...
+    target primitives      ... s-2   s-1 |         (known only after the verification)
+    agreement              ... s-2   s-1*|         (* once the draft has caught up: from position 1 on)
+    draft primitives                     |         s      s+1     (position 1, 2, ...)
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from dsl_train.records import DraftPrimitives, TargetPrimitives
+from dsl_train.schema import COPY_CAP, MEAN_DECAY, TOP
+
+_HASH_BASE, _HASH_MASK = 1_000_003, (1 << 61) - 1
+
+
+def draft_primitives(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Entropy, TOP falling log-probabilities and the token's log-probability of each row: [T, 1 + TOP + 1] float32.
+
+    `logits` [T, V] is temperature-scaled but not truncated by top-k or top-p; `token_ids` [T] int64. Vocabularies
+    smaller than TOP are padded with the smallest log-probability there is.
+    """
+    log_probs = logits.float().log_softmax(-1)  # [T, V]
+    top = log_probs.topk(min(TOP, log_probs.shape[-1]), dim=-1).values  # [T, <= TOP]
+    if top.shape[-1] < TOP:
+        top = torch.cat([top, top[:, -1:].expand(-1, TOP - top.shape[-1])], dim=-1)
+    token = log_probs.gather(-1, token_ids[:, None])
+    return torch.cat([_entropy(log_probs), top, token], dim=-1)
+
+
+def target_primitives(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy and largest probability of each row, [T, 2] float32; `logits` [T, V] temperature-scaled."""
+    log_probs = logits.float().log_softmax(-1)
+    return torch.cat([_entropy(log_probs), log_probs.amax(-1, keepdim=True).exp()], dim=-1)
+
+
+def _entropy(log_probs: torch.Tensor) -> torch.Tensor:  # [T, V] -> [T, 1], nats
+    probs = log_probs.exp()
+    return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1, keepdim=True)
+
+
+def unpack_draft(row: list[float], token_id: int) -> DraftPrimitives:
+    """One row of :func:`draft_primitives` as a record."""
+    return DraftPrimitives(token_id, row[0], tuple(row[1 : 1 + TOP]), row[1 + TOP])
+
+
+class CopyIndex:
+    """Which token followed each n-gram (n <= COPY_CAP) of the committed text last. O(COPY_CAP) per token."""
+
+    def __init__(self) -> None:
+        self._followers: dict[int, int] = {}
+        self._tail: list[int] = []  # last COPY_CAP committed tokens
+
+    def append(self, token_id: int) -> None:
+        """Commit one token."""
+        key = 0
+        for earlier in reversed(self._tail):
+            key = _extend(key, earlier)
+            self._followers[key] = token_id
+        self._tail = [*self._tail[1 - COPY_CAP :], token_id] if COPY_CAP > 1 else [token_id]
+
+    def longest_match(self, block: list[int]) -> tuple[int, int | None]:
+        """Length of the longest suffix of text + block that occurs in the committed text with a follower, and that
+        follower (of the most recent occurrence)."""
+        key, length, follower = 0, 0, None
+        for token_id in reversed((self._tail + block)[-COPY_CAP:]):
+            key = _extend(key, token_id)
+            found = self._followers.get(key)
+            if found is None:
+                break
+            length, follower = length + 1, found
+        return length, follower
+
+
+def _extend(key: int, token_id: int) -> int:
+    return (key * _HASH_BASE + token_id + 1) & _HASH_MASK
+
+
+class TextState:
+    """What the committed text says; changed by `commit` and `agree` only."""
+
+    def __init__(self, prompt_token_ids: Sequence[int], temperature: float) -> None:
+        self.temperature = temperature
+        self.length = 0
+        self.copies = CopyIndex()
+        self.target = TargetPrimitives(0.0, 0.0)
+        self.target_entropy_mean = 0.0
+        self.target_top_prob_mean = 0.0
+        self.agreements = (0.0, 0.0)  # of the last committed token, of the one before
+        self.agreement_mean = 0.0
+        self._num_committed = 0
+        self._num_agreements = 0
+        for token_id in prompt_token_ids:
+            self._append(token_id)
+
+    def commit(self, token_id: int, target: TargetPrimitives) -> None:
+        """Append a response token and the target's primitives at its position."""
+        self._append(token_id)
+        self.target = target
+        weight = _mean_weight(self._num_committed)
+        self.target_entropy_mean += weight * (target.entropy - self.target_entropy_mean)
+        self.target_top_prob_mean += weight * (target.top_prob - self.target_top_prob_mean)
+        self._num_committed += 1
+
+    def agree(self, agreement: float) -> None:
+        """Add min(1, draft/target) of the next response token that has none yet; called in text order."""
+        self.agreements = (agreement, self.agreements[0])
+        self.agreement_mean += _mean_weight(self._num_agreements) * (agreement - self.agreement_mean)
+        self._num_agreements += 1
+
+    def _append(self, token_id: int) -> None:
+        self.copies.append(token_id)
+        self.length += 1
+
+
+def _mean_weight(num_seen: int) -> float:
+    """Weight of a new value: a plain mean at first, then exponential with MEAN_DECAY."""
+    return max(1.0 / (num_seen + 1), 1.0 - MEAN_DECAY)
+
+
+class BlockState:
+    """What the block drafted so far says, on top of a text that does not change meanwhile."""
+
+    def __init__(self, text: TextState) -> None:
+        self.text = text
+        self.token_ids: list[int] = []
+        self.last: DraftPrimitives | None = None
+        self.log_prob = 0.0
+        self.min_top_prob = 1.0
+        self.max_entropy = 0.0
+        self.previous_entropy = 0.0
+        self.copy_length, self._copy_follower = text.copies.longest_match([])
+        self.copy_match = False
+
+    def append(self, step: DraftPrimitives) -> None:
+        self.token_ids.append(step.token_id)
+        self.previous_entropy = self.last.entropy if self.last else 0.0
+        self.last = step
+        self.log_prob += step.token_log_prob
+        self.min_top_prob = min(self.min_top_prob, math.exp(step.log_probs[0]))
+        self.max_entropy = max(self.max_entropy, step.entropy)
+        self.copy_match = step.token_id == self._copy_follower
+        self.copy_length, self._copy_follower = self.text.copies.longest_match(self.token_ids)
+
+
+def assemble(block: BlockState) -> list[float]:
+    """The feature vector [F] in `schema.FEATURE_NAMES` order; what is unknown at position 0 is 0."""
+    text, last = block.text, block.last
+    if last is None:
+        drafted = [0.0] * 16
+    else:
+        drafted = [
+            last.entropy,
+            math.exp(last.log_probs[0]),
+            last.log_probs[0] - last.log_probs[1],
+            *last.log_probs[1:],
+            last.token_log_prob,
+            float(len(block.token_ids)),
+            block.log_prob,
+            block.min_top_prob,
+            block.max_entropy,
+            block.previous_entropy,
+            *text.agreements,
+            text.agreement_mean,
+        ]
+    return [
+        *drafted,
+        text.target.entropy,
+        text.target.top_prob,
+        text.target_entropy_mean,
+        text.target_top_prob_mean,
+        float(block.copy_length),
+        float(block.copy_match),
+        text.temperature,
+        math.log(text.length),
+    ]

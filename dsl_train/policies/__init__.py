@@ -1,0 +1,1 @@
+"""Lookahead policies: who decides whether to draft another token."""
