@@ -1,0 +1,1 @@
+"""The small (target, draft) pair in ``checkpoints/reference``: its text, its tokenizer, its training."""
