@@ -14,9 +14,9 @@ from pathlib import Path
 HELD_OUT_TRAIN = (
     "bisect cmd code codeop configparser copy dataclasses fileinput filecmp functools gettext glob graphlib "
     "http/cookiejar http/server json/decoder json/tool logging/handlers mimetypes netrc optparse pprint pstats random "
-    "reprlib sched shelve shutil string tempfile timeit unittest/loader unittest/result urllib/parse urllib/robotparser "
-    "uuid webbrowser xmlrpc/server email/message email/utils asyncio/queues concurrent/futures/process "
-    "multiprocessing/pool xml/sax/saxutils"
+    "reprlib sched shelve shutil string tempfile timeit unittest/loader unittest/result urllib/parse "
+    "urllib/robotparser uuid webbrowser xmlrpc/server email/message email/utils asyncio/queues "
+    "concurrent/futures/process multiprocessing/pool xml/sax/saxutils"
 ).split()
 
 #: Modules that nothing here is trained on: validation loss, test metrics and benchmark prompts.

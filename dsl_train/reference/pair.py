@@ -1,20 +1,21 @@
 """Shapes of the reference pair: a deep, narrow target and a one-layer draft (decoding time goes by layers)."""
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB_SIZE = 4096
 CONTEXT = 2048
 
 
-def target_model() -> LlamaForCausalLM:
-    return _llama(num_layers=12, hidden_size=256, mlp_size=704, num_heads=4)
+def target_model(device: str) -> LlamaForCausalLM:
+    return _llama(device, num_layers=12, hidden_size=256, mlp_size=704, num_heads=4)
 
 
-def draft_model() -> LlamaForCausalLM:
-    return _llama(num_layers=1, hidden_size=256, mlp_size=1024, num_heads=4)
+def draft_model(device: str) -> LlamaForCausalLM:
+    return _llama(device, num_layers=1, hidden_size=256, mlp_size=1024, num_heads=4)
 
 
-def _llama(num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) -> LlamaForCausalLM:
+def _llama(device: str, num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden_size,
@@ -28,4 +29,5 @@ def _llama(num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) -> 
         eos_token_id=0,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config)
+    with torch.device(device):
+        return LlamaForCausalLM(config)

@@ -63,11 +63,11 @@ def train_pair(run: ReferenceRun) -> None:
     streams = TokenStreams.build(tokenizer, run.work)
 
     torch.manual_seed(run.seed)
-    target = pair.target_model().to(run.device)
+    target = pair.target_model(run.device)
     _fit("target", target, run.target_steps, run, streams, lambda ids: _cross_entropy(target, ids))
 
     target.requires_grad_(False)
-    draft = pair.draft_model().to(run.device)
+    draft = pair.draft_model(run.device)
     _fit("draft", draft, run.draft_steps, run, streams, lambda ids: _distillation(draft, target, ids))
     _publish(run, tokenizer, streams, target, draft)
 
@@ -188,7 +188,7 @@ def _publish(
     }
     for role, model in (("target", target), ("draft", draft)):
         folder = run.output / role
-        model.to("cpu", torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(cards.model_card(role, model.num_parameters(), facts), "utf-8")
     log.info("wrote %s: %s", run.output, json.dumps(facts))

@@ -1,0 +1,83 @@
+"""What `dsl-bench` can be told."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dsl_train.sampling import Sampling
+
+AUTOREGRESSIVE, TRANSFORMERS, ASSISTED = "autoregressive", "transformers", "transformers-assisted"
+LIVE_ONLY = (AUTOREGRESSIVE, TRANSFORMERS, ASSISTED)
+
+
+def is_learned(spec: str) -> bool:
+    """Whether a policy needs the predictor."""
+    return spec.partition(":")[0] == "learned"
+
+
+def _contenders() -> list[str]:
+    static = [f"static:{k}" for k in range(1, 11)]
+    return [AUTOREGRESSIVE, *static, "heuristic", "confidence", "learned", TRANSFORMERS, ASSISTED]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Compare stopping rules: live on the clock, replayed over traces, or only measure what a step costs here."""
+
+    mode: Literal["live", "replay", "profile"] = "live"
+    """live: generate and time; replay: walk over --traces with a cost, no model loaded; profile: measure the costs."""
+    target: str = ""
+    """Target model: folder or Hub id (live, profile)."""
+    draft: str = ""
+    """Draft model: folder or Hub id (live, profile)."""
+    predictor: str | None = None
+    """Folder of a trained predictor. Default: the draft's `dsl/`."""
+    prompts: str = ""
+    """Prompt file or Hub data set (live)."""
+    column: str | None = None
+    """Column of the prompts. Default: recognised."""
+    traces: list[str] = field(default_factory=list)
+    """Trace folders of held-out prompts (replay)."""
+    policies: list[str] = field(default_factory=_contenders)
+    """Who competes: NAME[:ARGS] each. `autoregressive`, `transformers` and `transformers-assisted` run live only."""
+    num_prompts: int = 16
+    """Prompts to use, from the first on (live)."""
+    max_new_tokens: int = 128
+    """Length of a response, unless it ends by itself (live)."""
+    repeats: int = 3
+    """How often each prompt is timed with each policy (live)."""
+    temperature: float = 0.0
+    """0 is greedy, and then outputs are compared token by token."""
+    top_k: int = 0
+    """Keep the most likely tokens only; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this probability."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on the CPU, else bfloat16."""
+    device: str = "auto"
+    """auto: CUDA if there is one."""
+    num_threads: int | None = None
+    """Threads of torch on the CPU. Default: torch's choice."""
+    seed: int = 0
+    """Of sampling and bootstrap."""
+    threshold: float | None = None
+    """Survival above which `learned` drafts on. Default: from the measured cost."""
+    c: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3])
+    """Costs of a draft token in target steps to replay at (replay); with --target and --draft the measured one too."""
+    output: str | None = None
+    """Folder for result.json, config.json and plots. Default: only print."""
+
+    def __post_init__(self) -> None:
+        required = {"live": ("target", "draft", "prompts"), "replay": ("traces",), "profile": ("target", "draft")}
+        for name in required[self.mode]:
+            if not getattr(self, name):
+                raise ValueError(f"--mode {self.mode} needs --{name}")
+        for name in ("num_prompts", "max_new_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not self.policies or not self.c or min(self.c) <= 0:
+            raise ValueError(f"--policies and --c need one positive entry each, not {self.policies} and {self.c}")
+        self.sampling  # noqa: B018 - checks the three parameters
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p)

@@ -1,0 +1,76 @@
+"""transformers' own `generate`, plain and assisted, as contenders in our clothes.
+
+The models' generation configurations are set aside while it runs, so that the library's defaults (20 draft tokens,
+confidence 0.4) hold and nothing but our sampling parameters applies. Knows nothing of our loop.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import GenerationConfig
+from transformers.utils import is_sklearn_available, logging
+
+from dsl_train.loading import Pair, library_defaults
+from dsl_train.records import GenerationResult
+from dsl_train.sampling import Sampling
+
+Generate = Callable[[Sequence[int], int], GenerationResult]
+"""(prompt token ids, seed) -> the finished generation."""
+
+
+def hf_generate(pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: bool) -> Generate:
+    """`target.generate`, with the draft as `assistant_model` if `assisted`. No rounds: the library records none."""
+    eos = sorted(pair.eos_token_ids)
+    context = getattr(pair.target.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    settings = GenerationConfig(
+        do_sample=not sampling.greedy,
+        temperature=None if sampling.greedy else sampling.temperature,
+        top_k=None if sampling.greedy else sampling.top_k,
+        top_p=None if sampling.greedy else sampling.top_p,
+        eos_token_id=eos or None,
+        pad_token_id=eos[0] if eos else 0,
+    )
+
+    def generate(prompt_token_ids: Sequence[int], seed: int) -> GenerationResult:
+        input_ids = torch.tensor([list(prompt_token_ids)], device=pair.target.device)
+        config = copy.deepcopy(settings)
+        config.max_new_tokens = min(max_new_tokens, context + 1 - len(prompt_token_ids))
+        with library_defaults(pair.target), library_defaults(pair.draft), _quiet(), torch.inference_mode():
+            torch.manual_seed(seed)
+            began = time.perf_counter()
+            output: torch.Tensor = pair.target.generate(  # type: ignore[operator]  # annotated as Tensor | Module
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                generation_config=config,
+                assistant_model=pair.draft if assisted else None,
+            )
+            token_ids = tuple(output[0, len(prompt_token_ids) :].tolist())
+            seconds = time.perf_counter() - began
+        finish_reason = "eos" if token_ids and token_ids[-1] in pair.eos_token_ids else "length"
+        return GenerationResult(tuple(prompt_token_ids), token_ids, finish_reason, (), seconds)
+
+    return generate
+
+
+def assisted_note() -> str:
+    """Which of transformers' two default behaviours runs here."""
+    adapts = "adapted by scikit-learn's ROC curve" if is_sklearn_available() else "fixed: scikit-learn is not installed"
+    defaults = GenerationConfig._get_default_generation_params()
+    return (
+        f"{defaults['num_assistant_tokens']} draft tokens ({defaults['num_assistant_tokens_schedule']}), "
+        f"confidence threshold {defaults['assistant_confidence_threshold']} ({adapts})"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings about how it calls itself."""
+    kept = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(kept)

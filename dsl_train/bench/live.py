@@ -1,0 +1,175 @@
+"""Policies on the clock: same prompts, interleaved repeats, one process; greedy outputs compared token by token.
+
+Knows engine, policies and models; prints and draws nothing. Letters: N prompts, R repeats.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from dsl_train import statistics
+from dsl_train.bench.config import ASSISTED, AUTOREGRESSIVE, TRANSFORMERS, BenchConfig
+from dsl_train.bench.hf import Generate, assisted_note, hf_generate
+from dsl_train.bench.setup import Setup
+from dsl_train.cost import CostProfile
+from dsl_train.engine import SpeculativeEngine, autoregressive
+from dsl_train.records import AcceptanceStats, GenerationResult
+from dsl_train.runner import CachedModel
+from dsl_train.statistics import Interval, Rates
+
+Results = dict[str, list[list[GenerationResult]]]
+"""Policy -> [N][R] finished generations."""
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    name: str
+    tokens_per_second: Interval
+    """All tokens / all seconds, of each prompt's median repeat."""
+    relative_to: Mapping[str, Interval]
+    """Base -> how many times its tokens per second, paired by prompt."""
+    stats: AcceptanceStats
+    """Over all prompts and repeats; empty for transformers' own, which keeps none."""
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "stats": self.stats.summary()}
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Where a greedy output first departs from the target's own."""
+
+    policy: str
+    prompt_id: str
+    index: int
+    """Response token, from 0."""
+    expected: int | None
+    """None where that text is over."""
+    found: int | None
+
+
+@dataclass(frozen=True)
+class LiveResult:
+    policies: tuple[PolicyResult, ...]
+    best_static: str | None
+    """The static lookahead with the most tokens per second on these very prompts: the hardest one to beat."""
+    mismatches: tuple[Mismatch, ...]
+    cost: CostProfile | None
+    threshold: float | None
+    """What `learned` compared survival with."""
+    num_prompts: int
+    dtype: str
+    greedy: bool
+
+    def __getitem__(self, name: str) -> PolicyResult:
+        return next(policy for policy in self.policies if policy.name == name)
+
+    @property
+    def failed(self) -> bool:
+        """A greedy output in float32 differs; below that precision, ties between logits may fall either way."""
+        return bool(self.mismatches) and self.dtype == "float32"
+
+    def to_dict(self) -> dict[str, Any]:
+        policies = [policy.to_dict() for policy in self.policies]
+        cost = self.cost.to_dict() if self.cost else None
+        return {"mode": "live", **asdict(replace(self, policies=(), cost=None)), "policies": policies, "cost": cost}
+
+
+def run_live(config: BenchConfig) -> LiveResult:
+    """Raises DslError for whatever cannot be loaded or does not fit, before anything is timed."""
+    setup = Setup.of(config)
+    names = list(dict.fromkeys([AUTOREGRESSIVE, *config.policies]))
+    contenders = {name: contender(name, setup) for name in names}
+    results = time_all(contenders, [ids for _, ids in setup.prompts], config.repeats, config.seed)
+    rates = {name: pool(runs) for name, runs in results.items()}
+    counts = statistics.draws(len(setup.prompts), seed=config.seed)
+    best_static = statistics.fastest({name: rates[name] for name in names if name.startswith("static:")})
+    bases = [name for name in (AUTOREGRESSIVE, best_static, TRANSFORMERS, ASSISTED) if name in rates]
+    greedy = config.sampling.greedy
+    return LiveResult(
+        policies=tuple(
+            PolicyResult(
+                name=name,
+                tokens_per_second=statistics.rate(rates[name], counts),
+                relative_to={base: statistics.ratio(rates[name], rates[base], counts) for base in bases if base},
+                stats=AcceptanceStats.of([r for result in chain(*results[name]) for r in result.rounds]),
+                note=assisted_note() if name == ASSISTED else "",
+            )
+            for name in names
+        ),
+        best_static=best_static,
+        mismatches=tuple(compare(results, [prompt_id for prompt_id, _ in setup.prompts])) if greedy else (),
+        cost=setup.cost,
+        threshold=setup.threshold,
+        num_prompts=len(setup.prompts),
+        dtype=setup.pair.target_identity.dtype,
+        greedy=greedy,
+    )
+
+
+def contender(name: str, setup: Setup) -> Generate:
+    """How `name` continues a prompt. Raises DslError for an unknown policy, or a learned one without predictor."""
+    pair, sampling, max_new_tokens = setup.pair, setup.config.sampling, setup.config.max_new_tokens
+    if name in (TRANSFORMERS, ASSISTED):
+        return hf_generate(pair, sampling, max_new_tokens, assisted=name == ASSISTED)
+    target, eos = CachedModel(pair.target), pair.eos_token_ids
+    if name == AUTOREGRESSIVE:
+        return lambda prompt, seed: autoregressive(target, prompt, max_new_tokens, sampling, eos, seed)
+    engine = SpeculativeEngine(target, CachedModel(pair.draft), setup.policy(name), sampling, eos)
+    return lambda prompt, seed: engine.generate(prompt, max_new_tokens, seed)
+
+
+def time_all(
+    contenders: Mapping[str, Generate], prompts: Sequence[Sequence[int]], repeats: int, seed: int = 0
+) -> Results:
+    """Every contender on every prompt, `repeats` times, the order rotating; one untimed turn each first."""
+    for generate in contenders.values():
+        generate(prompts[0], seed)
+    results: Results = {name: [[] for _ in prompts] for name in contenders}
+    turns = list(schedule(list(contenders), len(prompts), repeats))
+    console = Console(stderr=True)
+    for name, prompt, repeat in track(turns, "timing", console=console, disable=not sys.stderr.isatty()):
+        generated = contenders[name](prompts[prompt], seed + repeat * len(prompts) + prompt)
+        results[name][prompt].append(generated)
+    return results
+
+
+def schedule(names: Sequence[str], num_prompts: int, repeats: int) -> Iterator[tuple[str, int, int]]:
+    """(name, prompt, repeat): all names on one prompt before the next, each time from another one on."""
+    for repeat in range(repeats):
+        for prompt in range(num_prompts):
+            first = (repeat * num_prompts + prompt) % len(names)
+            for name in (*names[first:], *names[:first]):
+                yield name, prompt, repeat
+
+
+def pool(runs: Sequence[Sequence[GenerationResult]]) -> Rates:
+    """Each prompt's mean length, at its median seconds per token."""
+    tokens = [float(np.mean([run.num_tokens for run in repeats])) for repeats in runs]
+    pace = [float(np.median([run.seconds / run.num_tokens for run in repeats])) for repeats in runs]
+    return Rates(np.array(tokens), np.array(tokens) * np.array(pace))
+
+
+def compare(results: Results, prompt_ids: Sequence[str]) -> Iterator[Mismatch]:
+    """The first difference of every output that is not the target's own; once per policy and prompt."""
+    for name, of_prompts in results.items():
+        for prompt_id, runs, references in zip(prompt_ids, of_prompts, results[AUTOREGRESSIVE], strict=True):
+            expected = references[0].token_ids
+            different = next((run.token_ids for run in runs if run.token_ids != expected), None)
+            if different is not None:
+                yield first_difference(name, prompt_id, expected, different)
+
+
+def first_difference(policy: str, prompt_id: str, expected: Sequence[int], found: Sequence[int]) -> Mismatch:
+    """Where two different texts part."""
+    shared = zip(expected, found, strict=False)
+    index = next((i for i, (a, b) in enumerate(shared) if a != b), min(len(expected), len(found)))
+    ours, theirs = (tokens[index] if index < len(tokens) else None for tokens in (expected, found))
+    return Mismatch(policy, prompt_id, index, ours, theirs)

@@ -1,0 +1,86 @@
+"""What a live run needs before the clock starts: models, prompts as tokens, predictor, costs, threshold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dsl_train.api import find_predictor
+from dsl_train.bench.config import BenchConfig, is_learned
+from dsl_train.collect.prompts import read_prompts
+from dsl_train.cost import CostProfile
+from dsl_train.loading import Pair, load_pair
+from dsl_train.policies.base import Policy
+from dsl_train.policies.factory import make_policy
+from dsl_train.predictor.runtime import Predictor
+from dsl_train.profile import cached_profile
+from dsl_train.records import DslError
+from dsl_train.runner import CachedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    config: BenchConfig
+    pair: Pair
+    prompts: tuple[tuple[str, tuple[int, ...]], ...]
+    """(prompt id, token ids)"""
+    predictor: Predictor | None
+    """None unless a policy is `learned`."""
+    cost: CostProfile | None
+    """Measured anew when there is a predictor: the machine may be busier than it was."""
+    threshold: float | None
+
+    @classmethod
+    def of(cls, config: BenchConfig) -> "Setup":
+        pair = open_pair(config)
+        prompts = _read_prompts(config, pair)
+        if not any(is_learned(name) for name in config.policies):
+            return cls(config, pair, prompts, None, None, None)
+        predictor = open_predictor(config, pair)
+        cost = cached_profile(pair, predictor, config.sampling, fresh=True)
+        threshold = predictor.threshold(cost.c_eff) if config.threshold is None else config.threshold
+        return cls(config, pair, prompts, predictor, cost, threshold)
+
+    def policy(self, spec: str) -> Policy:
+        """Raises DslError if the specification is not understood."""
+        learned = is_learned(spec)
+        return make_policy(spec, self.predictor if learned else None, self.threshold if learned else None)
+
+
+def open_pair(config: BenchConfig) -> Pair:
+    """Load the models, on as many threads as asked for."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    return load_pair(config.target, config.draft, config.dtype, config.device)
+
+
+def open_predictor(config: BenchConfig, pair: Pair) -> Predictor:
+    """Raises DslError if there is none, or it belongs to another pair."""
+    predictor = find_predictor(pair, config.predictor)
+    predictor.check_pair(**pair.describe())
+    return predictor
+
+
+def measure_costs(config: BenchConfig) -> CostProfile:
+    """Measured anew, and kept for whoever asks next. The predictor is timed if there is one, or one is named."""
+    pair = open_pair(config)
+    shipped = (Path(config.draft) / "dsl").is_dir()
+    predictor = open_predictor(config, pair) if config.predictor or shipped else None
+    return cached_profile(pair, predictor, config.sampling, fresh=True)
+
+
+def _read_prompts(config: BenchConfig, pair: Pair) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer)
+    tokenized = tuple((prompt.prompt_id, tuple(prompt.encode(pair.tokenizer))) for prompt in prompts)
+    for prompt_id, token_ids in tokenized:
+        _check_length(prompt_id, token_ids, CachedModel(pair.target).context)
+    return tokenized
+
+
+def _check_length(prompt_id: str, token_ids: Sequence[int], context: int) -> None:
+    if not 0 < len(token_ids) <= context:
+        raise DslError(
+            f"prompt {prompt_id} has {len(token_ids)} tokens and the target's context holds 1 to {context}; "
+            "remove or shorten it"
+        )

@@ -1,0 +1,1 @@
+"""The command-line tools: parse, configure, one library call, print."""

@@ -1,0 +1,65 @@
+"""`dsl-bench`: which stopping rule is fastest here, and what a step costs."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsl_train.bench.config import BenchConfig
+from dsl_train.cli.app import run
+
+if TYPE_CHECKING:
+    from dsl_train.bench.live import LiveResult
+    from dsl_train.bench.replay import ReplayTable
+    from dsl_train.cost import CostProfile
+
+    Result = LiveResult | ReplayTable | CostProfile
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 1 also if a greedy output in float32 is not the target's own."""
+    results: list[Result] = []
+
+    def execute(config: BenchConfig) -> "Result":
+        results.append(_execute(config))
+        return results[0]
+
+    code = run(BenchConfig, execute, _show, lambda result: result.to_dict(), argv, prog="dsl-bench")
+    return code or int(any(getattr(result, "failed", False) for result in results))
+
+
+def _execute(config: BenchConfig) -> "Result":
+    from dsl_train.report.folder import begin, finish
+
+    folder = Path(config.output) if config.output else None
+    if folder:
+        begin(folder, asdict(config))
+    result = _measure(config)
+    if folder:
+        finish(folder, result)
+    return result
+
+
+def _measure(config: BenchConfig) -> "Result":
+    if config.mode == "live":
+        from dsl_train.bench.live import run_live
+
+        return run_live(config)
+    if config.mode == "replay":
+        from dsl_train.bench.replay import run_replay
+
+        return run_replay(config)
+    from dsl_train.bench.setup import measure_costs
+
+    return measure_costs(config)
+
+
+def _show(result: Any) -> None:
+    from dsl_train.report.tables import show
+
+    show(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

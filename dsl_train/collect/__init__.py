@@ -1,0 +1,1 @@
+"""Turning prompts into traces: prompts, the two collectors, parts that survive a crash."""

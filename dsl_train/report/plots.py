@@ -1,0 +1,156 @@
+"""Plots as PNG files; the only door to matplotlib. Knows results; computes nothing."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dsl_train import provenance
+from dsl_train.bench.config import AUTOREGRESSIVE, is_learned
+from dsl_train.bench.live import LiveResult, PolicyResult
+from dsl_train.bench.replay import ReplayTable
+from dsl_train.statistics import Interval
+
+_LEARNED, _STATIC, _RULE, _REFERENCE = "#d95f02", "#7fa6c9", "#4c78a8", "#9a9a9a"
+_LINES = {"learned": _LEARNED, "static": _STATIC, "heuristic": "#54935c", "confidence": "#8172b3"}
+_BOUND = {"oracle": "#6b6b6b", "oracle+": "#a8a8a8"}
+_REACHED = 0.01  # positions that fewer rounds reach are left out
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+}
+
+
+def save_live(result: LiveResult, folder: Path) -> None:
+    """`speed.png` and `acceptance.png`."""
+    _save(speed_figure(result), folder / "speed.png")
+    _save(acceptance_figure(result), folder / "acceptance.png")
+
+
+def save_replay(result: ReplayTable, folder: Path) -> None:
+    """`rates.png`"""
+    _save(rates_figure(result), folder / "rates.png")
+
+
+@matplotlib.rc_context(_STYLE)
+def speed_figure(result: LiveResult) -> Figure:
+    """Tokens per second of every contender, with intervals, and the speedup written at the bar."""
+    figure = Figure(figsize=(8, 1.2 + 0.32 * len(result.policies)), layout="constrained")
+    axes: Axes = figure.subplots()
+    names = [policy.name for policy in result.policies]
+    speeds = [policy.tokens_per_second for policy in result.policies]
+    axes.barh(
+        names,
+        [speed.estimate for speed in speeds],
+        xerr=_errors(speeds),
+        color=[_colour(name) for name in names],
+        error_kw={"elinewidth": 1, "ecolor": "#333333", "capsize": 2},
+        height=0.72,
+    )
+    for row, policy in enumerate(result.policies):
+        label = f"  {policy.relative_to[AUTOREGRESSIVE].estimate:.2f}x"
+        weight = "bold" if is_learned(policy.name) else "normal"
+        axes.text(policy.tokens_per_second.upper, row, label, va="center", fontsize=9, fontweight=weight)
+    plain = result[AUTOREGRESSIVE].tokens_per_second.estimate
+    axes.axvline(plain, color=_REFERENCE, linewidth=1, linestyle="--", zorder=0)
+    axes.invert_yaxis()
+    axes.set_xlim(right=1.1 * max(speed.upper for speed in speeds))
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("tokens per second, with 95 % intervals by prompt; x = times autoregressive decoding")
+    axes.set_title(f"Decoding speed, {result.num_prompts} prompts, {'greedy' if result.greedy else 'sampling'}")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def acceptance_figure(result: LiveResult) -> Figure:
+    """Acceptance by position, of the blocks that reach it, and how many reach it."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    accepted, reached = figure.subplots(1, 2, sharex=True)
+    for policy in _speculating(result):
+        stats = policy.stats
+        shares = [drafted / stats.num_spec_steps for drafted in stats.drafted_by_position]
+        shown = sum(share >= _REACHED for share in shares)
+        colour = _LINES.get(policy.name.partition(":")[0])
+        width = 2.2 if is_learned(policy.name) else 1.3
+        for axes, values in ((accepted, stats.acceptance_by_position), (reached, shares)):
+            axes.plot(range(1, shown + 1), values[:shown], ".-", color=colour, linewidth=width, label=policy.name)
+    for axes, title in ((accepted, "Drafted tokens accepted"), (reached, "Rounds that draft so far")):
+        axes.set_title(title)
+        axes.set_xlabel("position in the block")
+        axes.set_ylim(0, 1.03)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.grid()
+    if reached.lines:
+        reached.legend(fontsize=9)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def rates_figure(result: ReplayTable) -> Figure:
+    """Tokens per target step against c; the best static lookahead at each c as one line."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes: Axes = figure.subplots()
+    for row in result.rows:
+        if not row.policy.startswith("static:"):
+            rates = [interval.estimate for interval in row.rates]
+            axes.errorbar(
+                result.costs,
+                rates,
+                yerr=_errors(row.rates),
+                label=row.policy,
+                color=(_LINES | _BOUND).get(row.policy.partition(":")[0]),
+                linewidth=2.2 if is_learned(row.policy) else 1.3,
+                linestyle=":" if row.policy in _BOUND else "-",
+                capsize=2,
+            )
+    static = [row for row in result.rows if row.policy.startswith("static:")]
+    if static:
+        best = [max(row.rates[i].estimate for row in static) for i in range(len(result.costs))]
+        axes.plot(result.costs, best, color=_STATIC, linestyle="--", marker="o", markersize=4, label="best static")
+    axes.set_xlabel("c: cost of a draft token in target steps")
+    axes.set_ylabel("tokens per target step")
+    axes.set_title(f"Replayed speed, {result.num_prompts} prompts, 95 % intervals by prompt")
+    axes.grid()
+    axes.legend(fontsize=9)
+    return figure
+
+
+def _speculating(result: LiveResult) -> list[PolicyResult]:
+    """Those of our loop; of the static ones only the best."""
+    kept = [p for p in result.policies if not p.name.startswith("static:") or p.name == result.best_static]
+    return [policy for policy in kept if policy.stats.num_draft_tokens]
+
+
+def _colour(name: str) -> str:
+    family = name.partition(":")[0]
+    return {
+        "learned": _LEARNED,
+        "static": _STATIC,
+        "autoregressive": _REFERENCE,
+        "transformers": _REFERENCE,
+        "transformers-assisted": _REFERENCE,
+    }.get(family, _RULE)
+
+
+def _errors(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Distances to both ends. A percentile interval of few prompts may miss its own estimate: then 0."""
+    below = [max(0.0, i.estimate - i.lower) for i in intervals]
+    return [below, [max(0.0, i.upper - i.estimate) for i in intervals]]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    provenance.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,126 @@
+"""Tables on the terminal. Knows results; computes nothing but units."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dsl_train.bench.config import AUTOREGRESSIVE, is_learned
+from dsl_train.bench.live import LiveResult, PolicyResult
+from dsl_train.bench.replay import ReplayTable
+from dsl_train.cost import CostProfile
+from dsl_train.statistics import Interval
+
+_MAX_MISMATCHES = 10
+_WIDTH = 120  # columns where the output is no terminal
+
+
+def show(result: LiveResult | ReplayTable | CostProfile) -> None:
+    """Print a result on standard output."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
+    if isinstance(result, LiveResult):
+        console.print(live_table(result), *live_remarks(result), sep="\n")
+    elif isinstance(result, ReplayTable):
+        console.print(replay_table(result), *result.warnings, sep="\n")
+    else:
+        console.print(cost_table(result))
+
+
+def live_table(result: LiveResult) -> Table:
+    sampling = "greedy" if result.greedy else "sampling"
+    table = _table(f"{result.num_prompts} prompts, {sampling}, {result.dtype}; 95 % intervals by prompt")
+    headers = ["tokens/s", "x autoregressive"]
+    if result.best_static:
+        headers.append(f"vs {result.best_static}")
+    for header in [*headers, "tokens/round", "accepted"]:
+        table.add_column(header, justify="right")
+    for policy in result.policies:
+        table.add_row(*_live_row(policy, result), style="bold" if is_learned(policy.name) else "")
+    return table
+
+
+def _live_row(policy: PolicyResult, result: LiveResult) -> list[str]:
+    cells = [policy.name, with_interval(policy.tokens_per_second, ".1f")]
+    cells.append(with_interval(policy.relative_to[AUTOREGRESSIVE], ".2f"))
+    if result.best_static:
+        cells.append(as_gain(policy.relative_to[result.best_static]))
+    if not policy.stats.num_spec_steps:
+        return [*cells, "", ""]
+    return [*cells, f"{policy.stats.mean_acceptance_length:.2f}", f"{policy.stats.draft_acceptance_rate:.0%}"]
+
+
+def live_remarks(result: LiveResult) -> list[Text]:
+    """What the table cannot say: costs, notes, whether outputs were the target's own."""
+    remarks = [f"{policy.name}: {policy.note}" for policy in result.policies if policy.note]
+    if result.cost:
+        remarks.append(
+            f"learned: drafts on while survival > {result.threshold:.3f}; "
+            f"a draft token costs {result.cost.c_eff:.3f} target steps (c = {result.cost.c:.3f})"
+        )
+    if result.greedy and not result.mismatches:
+        remarks.append("every output equals the target's own, token by token")
+    texts = [Text(remark) for remark in remarks]
+    for mismatch in result.mismatches[:_MAX_MISMATCHES]:
+        differs = f"token {mismatch.index} is {mismatch.found}, the target's own is {mismatch.expected}"
+        texts.append(Text(f"DIFFERENT {mismatch.policy}, prompt {mismatch.prompt_id}: {differs}", style="bold red"))
+    if result.mismatches:
+        texts.append(Text(_mismatch_summary(result), style="bold red" if result.failed else ""))
+    return texts
+
+
+def _mismatch_summary(result: LiveResult) -> str:
+    policies = len({mismatch.policy for mismatch in result.mismatches})
+    why = "" if result.failed else f"; in {result.dtype}, ties between logits may fall either way"
+    return f"{len(result.mismatches)} outputs of {policies} policies differ from the target's own{why}"
+
+
+def replay_table(result: ReplayTable) -> Table:
+    table = _table(f"{result.num_prompts} prompts: tokens per target step and gain over best static")
+    for i, c in enumerate(result.costs):
+        best = f"\n(best {result.best_static[i]})" if result.best_static else ""
+        table.add_column(f"c = {c:.3g}{best}", justify="right")
+    for row in result.rows:
+        cells = [f"{interval.estimate:.3f}" for interval in row.rates]
+        if not row.policy.startswith("static:"):
+            cells = [f"{cell}\n{as_gain(gain)}" for cell, gain in zip(cells, row.vs_best_static, strict=False)] or cells
+        table.add_row(row.policy, *cells, style="bold" if is_learned(row.policy) else "")
+    return table
+
+
+def cost_table(cost: CostProfile) -> Table:
+    table = _table("what a step costs here (medians)", "step")
+    table.add_column("time", justify="right")
+    table.add_column("in target steps", justify="right")
+    for name, seconds in (
+        ("target, one token", cost.target_step),
+        ("target, each further token", cost.target_step_per_token),
+        ("draft", cost.draft_step),
+        ("features and predictor", cost.predictor),
+        ("round, beyond its forwards", cost.round_overhead),
+    ):
+        table.add_row(name, f"{seconds * 1e3:.3f} ms", f"{seconds / cost.target_step:.3f}")
+    table.add_section()
+    table.add_row("c (draft / target)", "", f"{cost.c:.3f}")
+    table.add_row("c_eff (one more draft token, all included)", "", f"{cost.c_eff:.3f}")
+    return table
+
+
+def _table(title: str, first_column: str = "policy") -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(first_column, no_wrap=True)
+    return table
+
+
+def with_interval(interval: Interval, form: str) -> str:
+    """`12.3 [11.9, 12.8]`"""
+    return f"{interval.estimate:{form}} [{interval.lower:{form}}, {interval.upper:{form}}]"
+
+
+def as_gain(ratio: Interval) -> str:
+    """`+7.1 % [+5.0, +9.3]`; a contender against itself is left empty."""
+    if ratio.lower == ratio.upper == 1.0:
+        return ""
+    low, middle, high = (100 * (value - 1) for value in (ratio.lower, ratio.estimate, ratio.upper))
+    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"

@@ -1,0 +1,46 @@
+"""The learned policy asks its predictor and compares."""
+
+import numpy as np
+
+from dsl_train.policies.learned import LearnedPolicy
+from dsl_train.records import DraftStep
+from dsl_train.schema import FEATURE_NAMES
+
+
+class StubPredictor:
+    """Survival is the first feature."""
+
+    max_lookahead = 12
+
+    def survival(self, vector: np.ndarray) -> float:
+        return float(vector[0])
+
+
+def step(survival: float) -> DraftStep:
+    vector = np.zeros(len(FEATURE_NAMES), dtype=np.float32)
+    vector[0] = survival
+    return DraftStep(position=1, start=4, draft=None, features=vector)
+
+
+def test_another_is_wanted_only_where_survival_is_above_the_threshold():
+    policy = LearnedPolicy(StubPredictor(), threshold=0.5)
+    assert policy.wants_another(step(0.75))
+    assert not policy.wants_another(step(0.5))
+    assert not policy.wants_another(step(0.25))
+
+
+def test_the_last_survival_is_kept_for_display_and_forgotten_at_the_next_text():
+    policy = LearnedPolicy(StubPredictor(), threshold=0.5)
+    policy.wants_another(step(0.75))
+    assert policy.last_survival == 0.75
+    policy.reset()
+    assert policy.last_survival is None
+
+
+def test_the_cap_is_the_predictors_unless_given():
+    assert LearnedPolicy(StubPredictor(), 0.5).max_lookahead == 12
+    assert LearnedPolicy(StubPredictor(), 0.5, max_lookahead=3).max_lookahead == 3
+
+
+def test_a_threshold_of_one_never_drafts():
+    assert not LearnedPolicy(StubPredictor(), threshold=1.0).wants_another(step(1.0))

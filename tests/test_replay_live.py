@@ -1,0 +1,83 @@
+"""Replay against the live loop on a tiny pair, greedy, in float32."""
+
+import numpy as np
+import pytest
+from conftest import VOCAB_SIZE, make_tokenizer
+
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.oracle import OracleCollector
+from dsl_train.collect.text import Request
+from dsl_train.decisions import build
+from dsl_train.engine import SpeculativeEngine
+from dsl_train.loading import Pair, describe_model
+from dsl_train.policies.base import Needs, Policy
+from dsl_train.policies.factory import make_policy
+from dsl_train.records import DraftStep
+from dsl_train.replay import replay_policy
+from dsl_train.runner import CachedModel
+from dsl_train.schema import FEATURE_NAMES, ROW_COLUMNS
+from dsl_train.traces import Traces, TraceSequence
+
+
+class Recorder(Policy):
+    """Goes by a feature, and keeps the vectors it was shown."""
+
+    name = "recorder"
+    needs: Needs = "features"
+    max_lookahead = 6
+
+    def __init__(self) -> None:
+        self.vectors: list[np.ndarray] = []
+
+    def wants_another(self, step: DraftStep) -> bool:
+        self.vectors.append(step.features)
+        return step.position == 0 or bool(step.features[FEATURE_NAMES.index("top_prob")] > 0.25)
+
+
+@pytest.fixture(scope="module")
+def live_pair(tiny_target, tiny_draft):
+    identities = [describe_model(model, name) for model, name in ((tiny_target, "target"), (tiny_draft, "draft"))]
+    return Pair(tiny_target, tiny_draft, make_tokenizer(), *identities)
+
+
+@pytest.fixture(scope="module")
+def live_decisions(live_pair):
+    rng = np.random.default_rng(0)
+    prompts = [tuple(rng.integers(2, VOCAB_SIZE, 12).tolist()) for _ in range(14)]
+    shared = {"target": "", "draft": "", "prompts": "", "output": "", "max_new_tokens": 40, "tail_length": 20}
+    collector = OracleCollector(live_pair, CollectConfig(**shared))
+    texts = [collector.collect_text(Request(prompt, 0)) for prompt in prompts]
+    sequences, rows = [], []
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        tokens = (np.array(prompt), np.array(text.response_token_ids))
+        sequences.append(TraceSequence(i, f"prompt-{i}", *tokens, 0.0, 0, 1.0, text.finish_reason))
+        rows.append({**text.rows, "sequence_id": np.full(len(text.rows["index"]), i)})
+    manifest = {"counts": {"num_sequences": len(texts)}, "sampling": {"max_new_tokens": 40}}
+    joined = {name: np.concatenate([part[name] for part in rows]) for name in ROW_COLUMNS}
+    assert {sequence.finish_reason for sequence in sequences} == {"eos", "length"}
+    return build(Traces(joined, tuple(sequences), (manifest,)))
+
+
+def run_live(pair, decisions, policy):
+    engine = SpeculativeEngine(
+        CachedModel(pair.target), CachedModel(pair.draft), policy, eos_token_ids=pair.eos_token_ids
+    )
+    prompts = [sequence.prompt_token_ids.tolist() for sequence in decisions.sequences]
+    return tuple(engine.generate(prompt, max_new_tokens=40).rounds for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["static:0", "static:5", "heuristic", "random:0.7", "confidence:0.3,12", "confidence-roc", "cumulative", "svip"],
+)
+def test_greedy_replay_gives_the_rounds_of_the_live_loop_one_by_one(live_pair, live_decisions, spec):
+    replayed = replay_policy(live_decisions, make_policy(spec))
+    assert replayed.rounds == run_live(live_pair, live_decisions, make_policy(spec))
+    assert replayed.num_rounds > 0
+    assert not replayed.exhausted.any()
+
+
+def test_a_policy_on_features_is_shown_live_the_vectors_of_the_traces(live_pair, live_decisions):
+    live, replayed = Recorder(), Recorder()
+    assert run_live(live_pair, live_decisions, live) == replay_policy(live_decisions, replayed).rounds
+    np.testing.assert_allclose(np.array(live.vectors), np.array(replayed.vectors), rtol=0, atol=2e-5)
