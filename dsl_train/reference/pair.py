@@ -12,7 +12,7 @@ def target_model(device: str) -> LlamaForCausalLM:
 
 
 def draft_model(device: str) -> LlamaForCausalLM:
-    return _llama(device, num_layers=1, hidden_size=256, mlp_size=1024, num_heads=4)
+    return _llama(device, num_layers=2, hidden_size=256, mlp_size=704, num_heads=4)
 
 
 def _llama(device: str, num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) -> LlamaForCausalLM:

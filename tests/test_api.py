@@ -1,0 +1,147 @@
+"""Generation from Python and from the shell: the README's ways in."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+from tiny_predictor import write_predictor
+
+from dsl_train import generate, load_predictor
+from dsl_train.api import Speculator
+from dsl_train.cli.generate import main
+from dsl_train.engine import autoregressive
+from dsl_train.loading import load_pair
+from dsl_train.records import DslError
+from dsl_train.runner import CachedModel
+from dsl_train.sampling import Sampling
+from dsl_train.text_stream import TextStream
+
+PROMPT = "def f(a, b):"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def shipped(pair_folders, tmp_path_factory) -> dict[str, str]:
+    """A pair whose draft has a predictor in its dsl folder."""
+    draft = tmp_path_factory.mktemp("shipped") / "draft"
+    shutil.copytree(pair_folders.draft, draft)
+    (draft / "dsl").mkdir()
+    write_predictor(draft / "dsl", load_pair(pair_folders.target, str(draft), "float32", "cpu"))
+    return {"target": pair_folders.target, "draft": str(draft)}
+
+
+@pytest.fixture(scope="module")
+def alone(pair_folders) -> tuple[int, ...]:
+    """The target's own greedy continuation."""
+    pair = load_pair(pair_folders.target, pair_folders.draft, "float32", "cpu")
+    prompt = pair.tokenizer(PROMPT)["input_ids"]
+    return autoregressive(CachedModel(pair.target), prompt, 30, eos_token_ids=pair.eos_token_ids).token_ids
+
+
+def test_the_readmes_five_lines_give_the_targets_own_text(shipped, alone):
+    predictor = load_predictor(shipped["draft"])
+    result = generate(shipped["target"], shipped["draft"], PROMPT, predictor=predictor, max_new_tokens=30)
+    assert result.result.token_ids == alone
+    assert result.text == make_tokenizer().decode(list(alone), skip_special_tokens=True)
+    assert result.stats["tokens_per_second"] > 0
+
+
+def test_loaded_models_and_token_ids_do_as_well_as_names(shipped, alone):
+    pair = load_pair(**shipped, dtype="float32", device="cpu")
+    prompt = pair.tokenizer(PROMPT)["input_ids"]
+    for policy in ("learned", "heuristic", "static:3"):
+        result = generate(pair.target, pair.draft, prompt, policy=policy, max_new_tokens=30)
+        assert result.result.token_ids == alone
+
+
+def test_a_name_and_a_model_are_not_mixed(shipped):
+    pair = load_pair(**shipped)
+    with pytest.raises(TypeError, match="both as names or both as loaded models"):
+        generate(pair.target, shipped["draft"], PROMPT)
+
+
+def test_streamed_text_is_the_text_of_the_result(shipped):
+    pieces: list[str] = []
+    result = generate(**shipped, prompt=PROMPT, max_new_tokens=30, temperature=1.0, seed=3, on_text=pieces.append)
+    assert "".join(pieces) == result.text
+    assert len(pieces) > 3
+
+
+def test_a_draft_without_a_predictor_says_how_to_get_one(pair_folders):
+    with pytest.raises(DslError, match=r"no predictor in its dsl folder.*dsl-train --ship_to"):
+        generate(pair_folders.target, pair_folders.draft, PROMPT)
+
+
+def test_a_threshold_is_taken_as_given(shipped):
+    pair = load_pair(**shipped)
+    never = Speculator(pair, "learned", threshold=1.1).generate(PROMPT, Sampling(), 20)
+    always = Speculator(pair, "learned", threshold=-1.0).generate(PROMPT, Sampling(), 20)
+    assert never.result.stats.num_draft_tokens == 0
+    assert always.result.stats.num_draft_tokens > 0
+    assert never.result.token_ids == always.result.token_ids
+
+
+def test_characters_of_several_tokens_are_streamed_whole():
+    class Bytes:
+        """One token a byte."""
+
+        def decode(self, token_ids, skip_special_tokens):
+            return bytes(token_ids).decode("utf-8", errors="replace")
+
+    pieces: list[str] = []
+    stream = TextStream(Bytes(), pieces.append)
+    stream.push("naïve €5".encode())
+    stream.end()
+    assert "".join(pieces) == "naïve €5"
+    assert "ï" in pieces
+    assert "€" in pieces
+
+
+def command(shipped, *more):
+    return ["--target", shipped["target"], "--draft", shipped["draft"], "--max_new_tokens", "20", *more]
+
+
+def test_dsl_generate_streams_prompt_and_text_and_ends_with_json(shipped, capsys):
+    assert main(command(shipped, "--prompt", PROMPT, "--json")) == 0
+    captured = capsys.readouterr()
+    *text, last = captured.out.splitlines()
+    generation = json.loads(last)["generations"][0]
+    assert "\n".join(text) == PROMPT + generation["text"]
+    assert {"num_spec_steps", "draft_acceptance_rate", "mean_acceptance_length"} <= generation.keys()
+    assert "tokens/s" in captured.err
+
+
+def test_dsl_generate_reads_files_and_standard_input(shipped, tmp_path, capsys, monkeypatch):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("a = 1", "b = 2", "c = 3")))
+    assert main(command(shipped, "--prompts", str(prompts), "--num_prompts", "2", "--show_lookahead")) == 0
+    printed = capsys.readouterr()
+    assert "a = 1" in printed.out
+    assert "b = 2" in printed.out
+    assert "c = 3" not in printed.out
+    assert "corrected" in printed.err
+    monkeypatch.setattr("sys.stdin", io.StringIO(prompts.read_text()))
+    assert main(command(shipped, "--policy", "confidence:0.4,20")) == 0
+    assert "confidence" in capsys.readouterr().err
+
+
+def test_dsl_generate_names_an_unknown_policy_and_an_empty_prompt(shipped, capsys):
+    assert main(command(shipped, "--prompt", PROMPT, "--policy", "statik:3")) == 1
+    assert "did you mean 'static'" in capsys.readouterr().err
+    assert main(command(shipped, "--prompt", "")) == 1
+    assert "the prompt has no tokens" in capsys.readouterr().err
+
+
+def test_sampling_from_the_shell_is_repeatable(shipped, capsys):
+    texts = []
+    for _ in range(2):
+        assert main(command(shipped, "--prompt", PROMPT, "--temperature", "0.9", "--seed", "5", "--json")) == 0
+        texts.append(json.loads(capsys.readouterr().out.splitlines()[-1])["generations"][0]["text"])
+    assert texts[0] == texts[1]
