@@ -11,7 +11,7 @@ demo: $(READY)  ## the whole job on the reference pair: collect, train, generate
 	$(BIN)/dsl-collect $(PAIR) --prompts data/prompts/heldout_train.jsonl --num_prompts 100 --output $(DEMO)/traces
 	$(BIN)/dsl-train --traces $(DEMO)/traces --output $(DEMO)/predictor
 	$(BIN)/dsl-generate $(PAIR) --predictor $(DEMO)/predictor --show_lookahead --prompts data/prompts/python.jsonl --num_prompts 2
-	$(BIN)/dsl-bench $(PAIR) --predictor $(DEMO)/predictor --prompts data/prompts/heldout_test.jsonl --num_prompts 12 --output $(DEMO)/bench
+	$(BIN)/dsl-bench $(PAIR) --predictor $(DEMO)/predictor --prompts data/prompts/heldout_test.jsonl --num_prompts 8 --repeats 1 --output $(DEMO)/bench
 
 test: $(READY) lint  ## everything CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -16,7 +16,7 @@ It continues Python source; it follows no instructions and knows nothing else.
 ## Recipe
 {recipe}
 Muon for matrices and AdamW for the rest, peak learning rate {learning_rate}, bfloat16 autocast, {batch_tokens:,}
-tokens a step: sequences of {length}, then of {long_length} in the last fifth of the run.
+tokens a step: sequences of {length}, then of {longest} in the last fifth of the run.
 Reproduce with `python -m dsl_train.reference.train`.
 
 ## Text
@@ -36,5 +36,6 @@ def model_card(role: str, num_parameters: int, facts: dict[str, Any]) -> str:
         "target": f"Next-token cross-entropy for {facts['target_steps']:,} steps.",
         "draft": f"Distilled from the target: KL(target || draft) on the same text for {facts['draft_steps']:,} steps.",
     }
-    title = f"Reference {role}: {'12 layers' if role == 'target' else '1 layer'} x 256"
-    return _CARD.format(role=role, title=title, params=num_parameters, recipe=recipes[role], **facts["tokens"], **facts)
+    title = f"Reference {role}: {'12 layers' if role == 'target' else '2 layers'} x 256"
+    text = {"role": role, "title": title, "params": num_parameters, "recipe": recipes[role]}
+    return _CARD.format(**text, longest=facts[f"{role}_long_length"], **facts["tokens"], **facts)

@@ -1,4 +1,4 @@
-"""Shapes of the reference pair: a deep, narrow target and a one-layer draft (decoding time goes by layers)."""
+"""Shapes of the reference pair: a deep, narrow target and a draft of two layers (decoding time goes by layers)."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -37,14 +37,16 @@ class ReferenceRun:
     """Folder for token streams and training checkpoints."""
     target_steps: int = 2400
     """Optimiser steps of the target."""
-    draft_steps: int = 1200
+    draft_steps: int = 900
     """Optimiser steps of the draft."""
     batch_tokens: int = 8192
     """Tokens per step."""
     length: int = 256
     """Tokens per sequence in the first 80 % of the steps."""
-    long_length: int = 1024
+    target_long_length: int = 1024
     """Tokens per sequence in the last 20 %, so that positions beyond `length` are trained too."""
+    draft_long_length: int = 512
+    """The same for the draft."""
     learning_rate: float = 5e-3
     """Peak learning rate, of Muon for matrices (update RMS matched to AdamW) and AdamW for the rest."""
     checkpoint_minutes: float = 3.0
@@ -85,13 +87,14 @@ def _fit(
     name: str, model: LlamaForCausalLM, steps: int, run: ReferenceRun, streams: TokenStreams, loss: LossFunction
 ) -> None:
     """Train ``model`` in place for ``steps``, from its last checkpoint if there is one."""
+    long_length = run.target_long_length if name == "target" else run.draft_long_length
     optimizers = _optimizers(model, run.learning_rate)
     checkpoint = run.work / f"{name}.pt"
     first = _restore(checkpoint, model, optimizers, run.device)
     loss = torch.compile(loss, dynamic=False) if run.compile else loss
     saved, progress = time.monotonic(), tqdm(range(first, steps), initial=first, total=steps, desc=name, unit="step")
     for step in progress:
-        length = run.length if step < 0.8 * steps else run.long_length
+        length = run.length if step < 0.8 * steps else long_length
         ids = streams.batch(step, run.batch_tokens // length, length, run.seed).to(run.device)
         with torch.autocast(run.device, torch.bfloat16):
             value = loss(ids)
