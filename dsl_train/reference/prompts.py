@@ -31,6 +31,7 @@ def main() -> None:
     for name, modules in (("heldout_train", HELD_OUT_TRAIN), ("heldout_test", HELD_OUT_TEST)):
         files = held_out_files(modules)
         rows = [row for module, text in files.items() for row in prompts_of(module, text, _PER_MODULE[name])]
+        random.Random(name).shuffle(rows)  # the first few then come from many modules
         write_text(Path("data/prompts") / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         print(f"data/prompts/{name}.jsonl: {len(rows)} prompts from {len(files)} modules")
 
