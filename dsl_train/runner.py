@@ -18,7 +18,7 @@ class CachedModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = model.device
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self.context = context_length(model)
         self.reset()
 
     def reset(self) -> None:
@@ -46,6 +46,12 @@ class CachedModel:
         if length < self.length:
             self._cache.crop(length - self.length)
             self.length = length
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most tokens that the model may read; practically unlimited where its configuration names no limit."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit or 1 << 30
 
 
 @contextmanager

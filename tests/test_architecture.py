@@ -25,7 +25,7 @@ LAYERS = (
         "text_stream",
     },
     {"drafter", "engine", "walk", "replay", "tuning", "predictor"},
-    {"profile", "collect", "bench", "bench_hf", "statistics", "reference", "api"},
+    {"profile", "collect", "bench", "statistics", "reference", "api"},
     {"report"},
     {"cli"},
 )

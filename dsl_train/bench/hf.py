@@ -15,6 +15,7 @@ from transformers.utils import is_sklearn_available, logging
 
 from dsl_train.loading import Pair, library_defaults
 from dsl_train.records import GenerationResult
+from dsl_train.runner import context_length
 from dsl_train.sampling import Sampling
 
 Generate = Callable[[Sequence[int], int], GenerationResult]
@@ -24,7 +25,7 @@ Generate = Callable[[Sequence[int], int], GenerationResult]
 def hf_generate(pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: bool) -> Generate:
     """`target.generate`, with the draft as `assistant_model` if `assisted`. No rounds: the library records none."""
     eos = sorted(pair.eos_token_ids)
-    context = getattr(pair.target.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    context = context_length(pair.target)
     settings = GenerationConfig(
         do_sample=not sampling.greedy,
         temperature=None if sampling.greedy else sampling.temperature,

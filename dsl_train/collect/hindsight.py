@@ -10,15 +10,16 @@ Letters: B texts, C positions of a chunk, R tail steps, n rejected tokens, V voc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from dsl_train.collect.config import CollectConfig
-from dsl_train.collect.responses import generate_responses
+from dsl_train.collect.responses import generate_responses, until_end
 from dsl_train.collect.text import CollectedText, Predictions, Reject, Request, tail_rows, text_rows
 from dsl_train.loading import Pair
 from dsl_train.padded import PaddedModel, shares_cache
 from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
+from dsl_train.runner import context_length
 from dsl_train.traces import Rows, join_rows
 from dsl_train.verify import acceptance, residual_probs
 
@@ -54,7 +55,7 @@ class HindsightCollector:
 
     def __init__(self, pair: Pair, config: CollectConfig) -> None:
         self.pair, self.config, self.sampling = pair, config, config.sampling
-        self.context = min(CachedModel(model).context for model in (pair.target, pair.draft))
+        self.context = min(context_length(model) for model in (pair.target, pair.draft))
         if not shares_cache(pair.draft):
             raise DslError(
                 f"draft {pair.draft_identity.id} ({pair.draft_identity.architecture}) has sliding-window layers, whose "
@@ -139,7 +140,7 @@ class HindsightCollector:
             for first in range(0, len(wanted), _MAX_BRANCHES):
                 tails += self._tails(text, rows, wanted[first : first + _MAX_BRANCHES], draft, number)
         joined = join_rows([rows, *tails])
-        order = sorted(range(len(joined["index"])), key=lambda i: (joined["index"][i], joined["depth"][i]))
+        order = np.lexsort((joined["depth"], joined["index"]))
         ordered = {name: column[order] for name, column in joined.items()}
         return CollectedText(tuple(text.response), "eos" if ended else "length", ordered)
 
@@ -157,15 +158,12 @@ class HindsightCollector:
             drafted.append(token_ids.tolist())
         tails = []
         for i, position in enumerate(rejected):
-            ids = self._until_end([step[i] for step in drafted], self.context - len(text.prompt) - position)
+            room = self.context - len(text.prompt) - position
+            ids = until_end([step[i] for step in drafted], self.pair.eos_token_ids)[:room]
             steps = (torch.stack([rows[i] for rows in step_rows[: len(ids)]]) for step_rows in (logits, probs))
             predictions = Predictions(next(steps), next(steps), ids)
             tails.append(tail_rows(len(text.prompt) + position, predictions, self.sampling))
         return tails
-
-    def _until_end(self, token_ids: list[int], room: int) -> list[int]:
-        ends = [i + 1 for i, token_id in enumerate(token_ids) if token_id in self.pair.eos_token_ids]
-        return token_ids[: min([*ends, room])]
 
 
 def inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

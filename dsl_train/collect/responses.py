@@ -56,9 +56,10 @@ def generate_responses(
             generation_config=settings,
             logits_processor=processors,
         )
-    return [_until_end(row, eos_token_ids) for row in output[:, longest:].tolist()]
+    return [until_end(row, eos_token_ids) for row in output[:, longest:].tolist()]
 
 
-def _until_end(token_ids: list[int], eos_token_ids: frozenset[int]) -> list[int]:
+def until_end(token_ids: list[int], eos_token_ids: frozenset[int]) -> list[int]:
+    """Up to the first end-of-text token, that one included."""
     ends = [i for i, token_id in enumerate(token_ids) if token_id in eos_token_ids]
     return token_ids[: ends[0] + 1] if ends else token_ids
