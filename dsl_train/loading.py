@@ -9,17 +9,29 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from dsl_train import vocabulary
+from dsl_train.hf.families import check_supported
 from dsl_train.records import DslError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_NOT_IDENTITY = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype")
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NOT_IDENTITY = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "quantization_config")
 _SAMPLE_BYTES = 1 << 16
 
 
@@ -36,6 +48,7 @@ class ModelIdentity:
     config_hash: str
     """16 hex digits over the configuration, names and precision left out."""
     dtype: str
+    """`float32`, `bfloat16`, …; `4bit`, `8bit` if quantized on loading"""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,20 +76,52 @@ class Pair:
         return {"target": self.target_identity.to_dict(), "draft": self.draft_identity.to_dict()}
 
 
-def load_pair(target: str, draft: str, dtype: str = "auto", device: str = "auto") -> Pair:
-    """Load both models. `device` auto is CUDA if there is one; `dtype` auto is float32 on the CPU, else bfloat16.
+@dataclass(frozen=True)
+class Placement:
+    """How and where a model is loaded."""
+
+    dtype: torch.dtype
+    device: torch.device
+    device_map: str | None = None
+    """Spread over several devices by accelerate (`auto`, `balanced`, …); None: all on `device`."""
+    quantization: str | None = None
+    """`8bit` or `4bit`"""
+
+    def options(self) -> dict[str, Any]:
+        """For `from_pretrained`. Raises DslError if a library is missing."""
+        options: dict[str, Any] = {"dtype": self.dtype}
+        if self.device_map or self.quantization:
+            _require("accelerate", "--device_map and --quantization")
+            options["device_map"] = self.device_map or {"": self.device}
+        if self.quantization:
+            _require("bitsandbytes", "--quantization")
+            bits = {f"load_in_{self.quantization}": True}
+            options["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=self.dtype)
+        return options
+
+
+def load_pair(
+    target: str,
+    draft: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    quantization: str | None = None,
+) -> Pair:
+    """Load both models. `device` auto is CUDA if there is one; `dtype` auto is float32 on the CPU, else bfloat16;
+    `device_map` and `quantization` are the target's (`Placement`).
 
     Raises DslError for a missing, foreign or damaged folder and for two different vocabularies.
     """
     place = resolve_device(device)
-    precision = DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
-    target_model, draft_model = (
-        load_model(name, role, precision, place) for name, role in ((target, "target"), (draft, "draft"))
-    )
-    identities = [describe_model(model, name) for model, name in ((target_model, target), (draft_model, draft))]
+    precision = DTYPES[resolve_dtype(dtype, place)]
+    target_model = load_model(target, "target", Placement(precision, place, device_map, quantization))
+    draft_model = load_model(draft, "draft", Placement(precision, target_model.device))
+    identities = (describe_model(target_model, target, quantization), describe_model(draft_model, draft))
     tokenizer = load_tokenizer(target)
-    _check_same_vocabulary(tokenizer, target, draft)
-    _share_width(target_model, draft_model, len(tokenizer), target, draft)
+    if _has_tokenizer(draft):
+        vocabulary.check_same(tokenizer, load_tokenizer(draft), target, draft)
+    vocabulary.share_width(target_model, draft_model, len(tokenizer), target, draft)
     return Pair(target_model, draft_model, tokenizer, *identities)
 
 
@@ -91,11 +136,43 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_model(name: str, role: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def resolve_dtype(dtype: str, device: torch.device) -> Dtype:
+    """`auto` is float32 on the CPU, else bfloat16. Raises DslError for an unknown name."""
+    name = ("float32" if device.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    if name not in DTYPES:
+        raise DslError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    return cast(Dtype, name)
+
+
+def load_model(name: str, role: str, placement: Placement) -> PreTrainedModel:
     """One causal language model in eval mode; `role` (target, draft) is for messages."""
     check_folder(name, role)
+    options = placement.options()
+    with _naming(name, role):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise DslError(
+            f"{role} {name} lacks {len(missing)} of its weights, {missing[0]} first; download or save it again"
+        )
+    check_supported(model, role)
+    return (model if "device_map" in options else model.to(placement.device)).eval()
+
+
+def identify(name: str, role: str, dtype: torch.dtype, quantization: str | None = None) -> ModelIdentity:
+    """Who a model is once it is loaded, from its configuration alone: a second instead of minutes."""
+    check_folder(name, role)
+    with _naming(name, role), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=dtype)
+    return describe_model(model, name, quantization)
+
+
+@contextmanager
+def _naming(name: str, role: str) -> Iterator[None]:
+    """Say which model it was that could not be loaded."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         damaged = isinstance(error, SafetensorError)
         reason = "has a damaged weights file" if damaged else _unreadable(name, "a causal language model")
@@ -103,13 +180,6 @@ def load_model(name: str, role: str, dtype: torch.dtype, device: torch.device) -
             f"{role} {name} {reason} ({_first_line(error)}); download or save it again, "
             "or give a folder written by save_pretrained or a Hub id"
         ) from error
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise DslError(
-            f"{role} {name} lacks {len(missing)} of its weights, {missing[0]} first; download or save it again"
-        )
-    return model.to(device).eval()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -123,7 +193,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def describe_model(model: PreTrainedModel, name: str) -> ModelIdentity:
+def describe_model(model: PreTrainedModel, name: str, quantization: str | None = None) -> ModelIdentity:
     """Who a loaded model is; `name` is the folder or Hub id it came from."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_IDENTITY}
     text = json.dumps(config, sort_keys=True, default=str)
@@ -133,7 +203,7 @@ def describe_model(model: PreTrainedModel, name: str) -> ModelIdentity:
         architecture=type(model).__name__,
         vocab_size=model.config.get_text_config().vocab_size,
         config_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=quantization or str(model.dtype).removeprefix("torch."),
     )
 
 
@@ -158,37 +228,19 @@ def check_folder(name: str, role: str) -> None:
         raise DslError(f"{role} folder {name} does not exist; check the path, or give a model's Hub id")
 
 
+def _require(library: str, options: str) -> None:
+    if find_spec(library) is None:
+        raise DslError(f"{options} need {library}, which is not installed; run pip install 'dsl-train[gpu]'")
+
+
+def _has_tokenizer(name: str) -> bool:
+    """A draft without a tokenizer of its own is taken at its word."""
+    folder = Path(name)
+    return not folder.is_dir() or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+
+
 def _unreadable(name: str, wanted: str) -> str:
     return f"is not {wanted}" if Path(name).is_dir() else f"is neither {wanted} here nor one readable from the Hub"
-
-
-def _check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, target: str, draft: str) -> None:
-    """A draft without a tokenizer of its own is taken at its word."""
-    folder = Path(draft)
-    if folder.is_dir() and not (any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))):
-        return
-    ours, theirs = tokenizer.get_vocab(), load_tokenizer(draft).get_vocab()
-    if ours == theirs:
-        return
-    ours_by_id, theirs_by_id = ({index: token for token, index in vocab.items()} for vocab in (ours, theirs))
-    first = min(i for i in ours_by_id.keys() | theirs_by_id.keys() if ours_by_id.get(i) != theirs_by_id.get(i))
-    raise DslError(
-        f"target {target} and draft {draft} have different vocabularies: {len(ours)} and {len(theirs)} tokens, "
-        f"id {first} is {ours_by_id.get(first)!r} and {theirs_by_id.get(first)!r}; choose a draft of the same family"
-    )
-
-
-def _share_width(target: PreTrainedModel, draft: PreTrainedModel, num_tokens: int, *names: str) -> None:
-    """Cut the wider model's logits to the narrower one's: a family pads one vocabulary differently by size."""
-    widths = [model.config.get_text_config().vocab_size for model in (target, draft)]
-    if min(widths) < num_tokens and widths[0] != widths[1]:
-        raise DslError(
-            f"target {names[0]} and draft {names[1]} have different vocabularies: {widths[0]} and {widths[1]} logits "
-            f"for {num_tokens} tokens; choose a draft of the same family"
-        )
-    for model, width in zip((target, draft), widths, strict=True):
-        if width > min(widths):
-            model.resize_token_embeddings(min(widths))
 
 
 def _weights_hash(folder: Path) -> str:

@@ -9,7 +9,7 @@ Knows files and columns; knows no model, no policy and no feature.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from dsl_train.records import DslError
 
 MANIFEST, COLLECTION = "manifest.json", "collection.json"
 _TYPES = {"bool": pa.bool_(), "string": pa.string(), "list<int32>": pa.list_(pa.int32())}
+_RECORDS_AT_ONCE = 256
 Rows = dict[str, np.ndarray]
 """Column name -> [N], as in `schema.ROW_COLUMNS`."""
 
@@ -111,13 +112,20 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     provenance.write_json(folder / MANIFEST, {"schema": described, "parts": completed_parts(folder), **manifest})
 
 
+def shard_folder(parent: Path, index: int, number: int) -> Path:
+    """Where shard `index` of `number` is collected; a trace folder of its own."""
+    return parent / f"shard-{index:05d}-of-{number:05d}"
+
+
 def open_traces(folders: Sequence[Path]) -> Traces:
-    """Read complete folders of one pair, sequences numbered densely from 0 in the order of folders.
+    """Read complete folders of one pair, sequences numbered densely from 0 in the order of folders. A folder of shards
+    stands for all of them.
 
     Raises DslError for a missing, unfinished or damaged folder, another schema, or folders of different pairs.
     """
     if not folders:
         raise DslError("no trace folder given; name at least one that dsl-collect wrote")
+    folders = [shard for folder in folders for shard in _shards_in(Path(folder))]
     manifests = [_read_manifest(Path(folder)) for folder in folders]
     for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
         _check_same_pair(Path(folders[0]), manifests[0], Path(folder), manifest)
@@ -140,9 +148,13 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Rows of any Parquet file, as dictionaries."""
-    return _read(path, None).to_pylist()
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of any Parquet file, as dictionaries; read piece by piece."""
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(_RECORDS_AT_ONCE):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DslError(f"{path} is not a whole Parquet file ({error}); {_again(path)}") from error
 
 
 def _part_file(folder: Path, table: str, part: int) -> Path:
@@ -177,6 +189,20 @@ def _again(path: Path) -> str:
     folder = path.parent.parent
     files = f"{folder / 'rows' / path.name} and {folder / 'sequences' / path.name}"
     return f"delete {files}, then run the same dsl-collect command again"
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    """The shards collected below a folder, in order; itself if there are none. Raises DslError if any is missing."""
+    found = sorted(folder.glob("shard-*-of-*"))
+    if not found or (folder / MANIFEST).is_file():
+        return [folder]
+    numbers = {int(path.name.rpartition("-")[2]) for path in found}
+    expected = [shard_folder(folder, index, max(numbers)) for index in range(max(numbers))]
+    missing = [path.name for path in expected if path not in found]
+    if len(numbers) > 1 or missing:
+        wrong = f"lacks {', '.join(missing)}" if len(numbers) == 1 else f"holds shards of {sorted(numbers)} at once"
+        raise DslError(f"{folder} {wrong}; collect all shards of one number, or name the folders one by one")
+    return expected
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

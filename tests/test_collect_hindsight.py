@@ -8,10 +8,14 @@ import torch
 from conftest import make_model, make_tokenizer, perturb
 
 from dsl_train.collect.config import CollectConfig
-from dsl_train.collect.hindsight import HindsightCollector, inverse_cdf
+from dsl_train.collect.coupling import inverse_cdf
+from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
 from dsl_train.loading import Pair, describe_model
+from dsl_train.sampling import Sampling
+
+GREEDY = Sampling()
 
 
 def make_pair(seed, noise=0.1):
@@ -25,10 +29,10 @@ def config(**changes):
     return CollectConfig("target", "draft", "prompts", "output", **settings)
 
 
-def requests(lengths, seed=0):
+def requests(lengths, seed=0, sampling=GREEDY):
     generator = torch.Generator().manual_seed(seed)
     prompts = (tuple(torch.randint(1, 64, (length,), generator=generator).tolist()) for length in lengths)
-    return [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    return [Request(prompt, seed, sampling) for seed, prompt in enumerate(prompts)]
 
 
 def assert_same(first, second, tolerance):
@@ -53,12 +57,12 @@ def test_greedy_rows_equal_the_sequential_collectors_tails_included(seed):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_rows_do_not_depend_on_the_batch_or_the_chunk(temperature, monkeypatch):
-    asked = requests([3, 9, 40, 17, 5])
-    settings = {"temperature": temperature, "top_k": 20, "top_p": 0.9}
-    alone = list(HindsightCollector(make_pair(0), config(batch_size=1, **settings)).collect(asked))
-    monkeypatch.setattr("dsl_train.collect.hindsight._MAX_LOGITS", 64 * 5 * 7)
-    monkeypatch.setattr("dsl_train.collect.hindsight._MAX_BRANCHES", 3)
-    together = HindsightCollector(make_pair(0), config(batch_size=5, **settings)).collect(asked)
+    asked = requests([3, 9, 40, 17, 5], sampling=Sampling(temperature, 20, 0.9))
+    alone = list(HindsightCollector(make_pair(0), config(batch_size=1)).collect(asked))
+    monkeypatch.setattr("dsl_train.collect.hindsight._CHUNK_BYTES", 4 * 64 * 5 * 7)
+    monkeypatch.setattr("dsl_train.collect.tails.BLOCK_BYTES", 4 * 64 * 3)
+    monkeypatch.setattr("dsl_train.collect.hindsight.BLOCK_BYTES", 4 * 64 * 3)
+    together = HindsightCollector(make_pair(0), config(batch_size=5)).collect(asked)
     for one, other in zip(together, alone, strict=True):
         assert_same(one, other, 1e-4)
 
@@ -73,10 +77,10 @@ def test_sampled_rounds_have_the_law_of_the_sequential_ones():
     """The draft token at the response's first position, whether it was accepted, and the committed token there: two
     samples of 2,500 each compared by chi-square over cells with at least 10 in both together, the rest pooled.
     False alarm probability 1e-4 by the Wilson-Hilferty approximation."""
-    pair, settings = make_pair(4, noise=0.4), {"temperature": 1.0, "top_k": 4, "max_new_tokens": 1, "tail_length": 0}
+    pair, settings = make_pair(4, noise=0.4), {"max_new_tokens": 1, "tail_length": 0}
     tables = []
     for collector, batch_size, offset in ((OracleCollector, 1, 0), (HindsightCollector, 500, 10_000)):
-        asked = [Request((7, 8, 9), offset + i) for i in range(2500)]
+        asked = [Request((7, 8, 9), offset + i, Sampling(1.0, 4)) for i in range(2500)]
         answers = collector(pair, config(batch_size=batch_size, **settings)).collect(asked)
         tables.append(
             Counter(tuple(int(a.rows[k][0]) for k in ("token_id", "accepted", "text_token_id")) for a in answers)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
-from dsl_train.loading import describe_model, load_pair
+from dsl_train.loading import describe_model, identify, load_pair
 from dsl_train.records import DslError
 
 
@@ -77,3 +77,54 @@ def test_a_vocabulary_padded_differently_is_cut_to_one_width(copies):
     assert pair.target_identity == describe_model(make_model(0, vocab_size=80), "x").__class__(
         **{**pair.target_identity.to_dict(), "vocab_size": 80}
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_is_known_from_its_configuration_alone(pair_folders, dtype):
+    pair = load_pair(pair_folders.target, pair_folders.draft, dtype, "cpu")
+    assert identify(pair_folders.target, "target", getattr(torch, dtype)) == pair.target_identity
+    assert identify(pair_folders.draft, "draft", getattr(torch, dtype)) == pair.draft_identity
+
+
+def test_a_precision_that_does_not_exist_is_named(pair_folders):
+    with pytest.raises(DslError, match=r"dtype 'int3' is unknown; choose auto, float32, bfloat16, float16"):
+        load_pair(pair_folders.target, pair_folders.draft, "int3", "cpu")
+
+
+def test_a_device_map_changes_no_logit(pair_folders):
+    pytest.importorskip("accelerate")
+    plain, spread = (
+        load_pair(pair_folders.target, pair_folders.draft, device="cpu", device_map=device_map)
+        for device_map in (None, "auto")
+    )
+    tokens = torch.tensor([[3, 4, 5]])
+    assert spread.target_identity == plain.target_identity
+    with torch.inference_mode():
+        assert torch.equal(spread.target(tokens).logits, plain.target(tokens).logits)
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes
+def test_a_quantized_target_is_near_the_whole_one_and_says_so(pair_folders):
+    pytest.importorskip("bitsandbytes")
+    plain = load_pair(pair_folders.target, pair_folders.draft, device="cpu")
+    small = load_pair(pair_folders.target, pair_folders.draft, device="cpu", quantization="8bit")
+    assert small.target.get_memory_footprint() < plain.target.get_memory_footprint()
+    assert small.draft.get_memory_footprint() == plain.draft.get_memory_footprint()
+    assert small.target_identity == identify(pair_folders.target, "target", torch.float32, "8bit")
+    assert (small.target_identity.dtype, small.draft_identity.dtype) == ("8bit", "float32")
+    assert small.target_identity.config_hash == plain.target_identity.config_hash
+    with torch.inference_mode():
+        one, other = (pair.target(torch.tensor([[3, 4, 5]])).logits for pair in (plain, small))
+    assert not torch.equal(one, other)
+    assert torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("library", "options"), [("accelerate", {"device_map": "auto"}), ("bitsandbytes", {"quantization": "8bit"})]
+)
+def test_a_missing_library_is_named_with_what_installs_it(pair_folders, monkeypatch, library, options):
+    from dsl_train import loading
+
+    monkeypatch.setattr(loading, "find_spec", lambda name: None if name == library else True)
+    with pytest.raises(DslError, match=rf"need {library}, which is not installed; run pip install 'dsl-train\[gpu\]'"):
+        load_pair(pair_folders.target, pair_folders.draft, device="cpu", **options)

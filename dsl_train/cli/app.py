@@ -1,6 +1,7 @@
 """What the four commands share: a parser built from a dataclass, exit codes, and the JSON line at the end.
 
-Exit 0 done, 1 failed (one line on stderr), 2 usage, 130 interrupted. Knows no command in particular.
+Exit 0 done, 1 failed (one line on stderr), 2 usage, 3 done but some input was put aside (dsl-collect), 130 interrupted.
+Knows no command in particular.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ def run(
     to_json: Callable[[Result], dict[str, Any]],
     argv: Sequence[str] | None = None,
     prog: str | None = None,
+    exit_code: Callable[[Result], int] = lambda _: 0,
 ) -> int:
     """Parse `argv` (default: the process's) into a `config_type`, execute, show; with --json print one JSON line last.
 
@@ -52,7 +54,7 @@ def run(
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return exit_code(result)
 
 
 def build_parser(config_type: type, prog: str | None = None) -> ArgumentParser:

@@ -8,31 +8,43 @@ from dsl_train.sampling import Sampling
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Record what the draft says and what the target accepts, for dsl-train. The same command again resumes."""
+    """Record what the draft says and what the target accepts, for dsl-train.
+
+    From prompts, which the target answers now:
+    dsl-collect --target T --draft D --prompts prompts.jsonl --output runs/traces.
+    From responses it gave elsewhere, ten times faster:
+    dsl-collect --target T --draft D --responses log.jsonl --output runs/traces.
+    Add --dry_run to see first how long and large it would be. The same command again resumes, after any end.
+    Exit code 0: complete; 3: complete, but some rows or texts were put aside, each with its reason in the folder's
+    rejects; 1: failed, what is finished stays; 2: wrong usage. docs/collection.md has shards, Slurm, Ray and logs.
+    """
 
     target: str
     """Folder or Hub id of the target model."""
     draft: str
     """Folder or Hub id of the draft model."""
-    prompts: str
-    """JSONL, JSON, Parquet, CSV or text file, a Hub dataset, or '-' for standard input."""
     output: str
-    """Trace folder to write."""
+    """Trace folder to write; with several shards, the folder of their folders."""
+    prompts: str | None = None
+    """JSONL, JSON, Parquet, CSV or text file, a Hub dataset or a folder of one, or '-' for standard input."""
+    responses: str | None = None
+    """Instead of prompts: the same, each prompt with the target's response (text or token ids) and how it was sampled,
+    such as a server's log. The target generates nothing then."""
     column: str | None = None
     """Column of the prompts, if it is not named prompt, text, question, turns, messages or conversations."""
     split: str = "train"
     """Split of a Hub dataset."""
     num_prompts: int | None = None
-    """Use only the first so many different prompts."""
+    """Use only the first so many different prompts; of responses, so many different texts."""
     method: Literal["hindsight", "oracle"] = "hindsight"
     """hindsight: the target's responses, generated in batches, through both models once; the same law, faster. oracle:
     speculative decoding itself, each block drafted to the first mismatch and a tail beyond."""
     batch_size: int = 16
     """Texts generated and read together by hindsight. Changes the speed, not what is recorded (in float32)."""
     max_new_tokens: int = 128
-    """Response length at most."""
+    """Response length at most. A response brought along is used whole, as far as the context goes."""
     temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
+    """Sampling temperature; 0 is greedy. Like top_k and top_p, of responses whose row does not state it."""
     top_k: int = 0
     """Sample from the k most likely tokens; 0 is off."""
     top_p: float = 1.0
@@ -41,12 +53,31 @@ class CollectConfig:
     """Tokens drafted before a verification, at most. Changes the speed, not what is recorded."""
     tail_length: int = 8
     """Draft steps recorded after a rejected token."""
+    tail_fraction: float = 1.0
+    """Share of the rejected tokens that get such a tail, chosen at random."""
     part_size: int = 16
     """Prompts per part: what a kill can cost."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of both models; auto is float32 on the CPU and bfloat16 elsewhere."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto is CUDA if there is one."""
+    """cpu, cuda, cuda:1, ...; auto is CUDA if there is one, of several the one of LOCAL_RANK."""
+    device_map: str | None = None
+    """Spread the target over several GPUs: auto, balanced, ... as in transformers. Needs accelerate."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Load the target's weights in so many bits. Needs bitsandbytes."""
+    num_shards: int | None = None
+    """Share the prompts among so many processes, each with a folder of its own in the output. Default: WORLD_SIZE of
+    torchrun, else the tasks of srun times those of the array job, else 1."""
+    shard_index: int | None = None
+    """Which of them this one is, from 0. Default: RANK, else that of the Slurm task."""
+    executor: Literal["local", "ray"] = "local"
+    """local: in this process. ray: in actors of the Ray cluster at RAY_ADDRESS, else of one started here."""
+    num_actors: int = 1
+    """Ray actors, each with both models."""
+    gpus_per_actor: float = 0
+    """GPUs of a Ray actor; 0 collects on the CPU."""
+    dry_run: bool = False
+    """Write nothing: say what would run, and how long and large it would be by one measured batch."""
     seed: int = 0
     """Randomness of sampling; each prompt has a generator of its own."""
     num_threads: int | None = None
@@ -54,12 +85,31 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         _ = self.sampling
-        for name in ("max_new_tokens", "max_lookahead", "part_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.tail_length < 0:
-            raise ValueError(f"tail_length must be 0 or positive, not {self.tail_length}")
+        if (self.prompts is None) == (self.responses is None):
+            raise ValueError(f"give either prompts or responses, not {'neither' if self.prompts is None else 'both'}")
+        at_least = dict.fromkeys(("batch_size", "max_new_tokens", "max_lookahead", "part_size", "num_actors"), 1)
+        at_least |= dict.fromkeys(("num_prompts", "num_threads", "num_shards"), 1)
+        at_least |= dict.fromkeys(("tail_length", "shard_index", "gpus_per_actor"), 0)
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        if not 0 <= self.tail_fraction <= 1:
+            raise ValueError(f"tail_fraction must be between 0 and 1, not {self.tail_fraction}")
+        if (self.num_shards or 1) > 1 and self.shard_index is None:
+            raise ValueError(f"num_shards is {self.num_shards} but shard_index is not given; say which one this is")
+        if self.shard_index is not None and self.shard_index >= (self.num_shards or 0):
+            raise ValueError(f"shard_index is {self.shard_index} but num_shards {self.num_shards}; it counts from 0")
+        if self.responses is not None and self.method == "oracle":
+            raise ValueError("method oracle decodes by itself and cannot use responses; choose hindsight")
+        if self.executor == "local" and (self.num_actors > 1 or self.gpus_per_actor):
+            raise ValueError("num_actors and gpus_per_actor are for executor ray, which is local")
 
     @property
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_k, self.top_p)
+
+    @property
+    def source(self) -> str:
+        """Where prompts, or responses, are read from."""
+        return str(self.responses if self.prompts is None else self.prompts)

@@ -1,19 +1,36 @@
-"""The trace folder while it is being filled: whose turn it is, what is being collected, what was put aside."""
+"""The trace folder while it is being filled: whose turn it is, what is being collected, what was put aside.
+
+rejects/reading.jsonl      rows that could not be used, with file, row and reason
+rejects/part-00000.jsonl   texts of a part that could not be labelled
+cost.json                  what the pair's steps cost where it was collected
+"""
 
 import fcntl
 import json
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dsl_train import provenance, traces
+from dsl_train.collect.tasks import Rejected
+from dsl_train.cost import CostProfile
 from dsl_train.records import DslError
+from dsl_train.traces import Counts
 
+ON_READING = "reading"
+_COST = "cost.json"
+_MOST_REASONS = 20
+_log = logging.getLogger(__name__)
 #: Options that change where or how fast, not which rows; models and prompts are compared by content.
 _NOT_COMPARED = (
-    *("target", "draft", "prompts", "output", "column", "split", "num_prompts"),
-    *("dtype", "num_threads", "batch_size"),
+    *("target", "draft", "prompts", "responses", "output", "column", "split", "num_prompts"),
+    *("dtype", "device", "device_map", "quantization", "num_threads", "batch_size"),
+    *("num_shards", "shard_index", "executor", "num_actors", "gpus_per_actor", "dry_run"),
 )
 
 
@@ -38,15 +55,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def begin(folder: Path, collection: dict[str, Any]) -> None:
-    """Write `collection.json`, or check that the folder holds the same collection.
+    """Write `collection.json`, or check that the folder holds the same collection (`check`)."""
+    check(folder, collection)
+    if not (folder / traces.COLLECTION).is_file():
+        provenance.write_json(folder / traces.COLLECTION, collection)
 
-    Raises DslError naming the first difference and both values.
-    """
+
+def check(folder: Path, collection: dict[str, Any]) -> None:
+    """Raises DslError naming the first difference and both values, if the folder holds another collection."""
     path = folder / traces.COLLECTION
     if not path.is_file():
         if traces.completed_parts(folder):
             raise DslError(f"{folder} has parts but no {path.name}; choose another folder with --output")
-        provenance.write_json(path, collection)
         return
     try:
         existing = _compared(json.loads(path.read_text("utf-8")))
@@ -61,18 +81,54 @@ def begin(folder: Path, collection: dict[str, Any]) -> None:
             )
 
 
-def write_rejects(folder: Path, part: int, rejects: Sequence[dict[str, str]]) -> None:
-    """Record prompts put aside in a part; before the part itself, so that a complete part has them."""
-    path = folder / "rejects" / f"part-{part:05d}.json"
-    if rejects:
-        provenance.write_json(path, list(rejects))
+def sound_parts(folder: Path) -> dict[int, Counts]:
+    """Part number -> what is in it, of those complete. A damaged one costs a warning: it is collected again."""
+    counts = {}
+    for part in traces.completed_parts(folder):
+        try:
+            counts[part] = traces.part_counts(folder, part)
+        except DslError as error:
+            _log.warning("part %d will be collected again: %s", part, error)
+    return counts
+
+
+def part_name(part: int) -> str:
+    return f"part-{part:05d}"
+
+
+def write_rejects(folder: Path, name: str, rejected: Sequence[Rejected]) -> None:
+    """Record what was put aside, of a part (`part_name`) or `ON_READING`; before the part itself, so that a complete
+    part has it."""
+    path = folder / "rejects" / f"{name}.jsonl"
+    if rejected:
+        lines = (json.dumps(asdict(reject), ensure_ascii=False) for reject in rejected)
+        provenance.write_text(path, "\n".join(lines) + "\n")
     else:
         path.unlink(missing_ok=True)
 
 
-def read_rejects(folder: Path) -> list[dict[str, str]]:
-    """All of them, in order."""
-    return [reject for file in sorted((folder / "rejects").glob("*.json")) for reject in json.loads(file.read_text())]
+def read_rejects(folder: Path) -> list[Rejected]:
+    """All of them: of the parts in order, then those on reading."""
+    files = sorted((folder / "rejects").glob("*.jsonl"))
+    return [Rejected(**json.loads(line)) for file in files for line in file.read_text("utf-8").splitlines()]
+
+
+def count_by_reason(rejected: Sequence[Rejected]) -> dict[str, int]:
+    """How often each, most frequent first; reasons that differ in a number or a quoted text are one."""
+    counts = Counter(re.sub(r"'[^']*'|\d[\d.,]*", "…", reject.reason) for reject in rejected)
+    return dict(counts.most_common(_MOST_REASONS))
+
+
+def write_cost(folder: Path, cost: CostProfile) -> None:
+    """Once: whatever is measured later does not replace it."""
+    if not (folder / _COST).is_file():
+        provenance.write_json(folder / _COST, cost.to_dict())
+
+
+def read_cost(folder: Path) -> dict[str, Any] | None:
+    """None if no text could be collected."""
+    path = folder / _COST
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def _compared(collection: dict[str, Any]) -> dict[str, Any]:
@@ -84,4 +140,4 @@ def _compared(collection: dict[str, Any]) -> dict[str, Any]:
     }
     config = {name: value for name, value in collection["config"].items() if name not in _NOT_COMPARED}
     prompts = {f"prompts' {key}": value for key, value in collection["prompts"].items()}
-    return {**models, **prompts, **config, "schema": collection["schema"]}
+    return {**models, **prompts, **config, "device": collection["device"], "schema": collection["schema"]}

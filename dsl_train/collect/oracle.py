@@ -3,22 +3,38 @@ against.
 
 A block is drafted and verified; what is accepted is committed and drafting goes on without the target's bonus token,
 so that the draft's prediction of every position is on record. A rejected token is corrected, and the draft goes on
-from it for a tail that will never be text.
+from it for a tail that will never be text. Letters: K drafted tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from dsl_train.collect.config import CollectConfig
-from dsl_train.collect.text import CollectedText, Predictions, Reject, Request, tail_rows, text_rows
+from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Labels, Reject, Request, tail_rows, text_rows
 from dsl_train.loading import Pair
 from dsl_train.records import DslError
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import draw
 from dsl_train.traces import Rows, join_rows
 from dsl_train.verify import acceptance, residual_probs
+
+
+@dataclass
+class _Text:
+    """The text so far, and how it goes on."""
+
+    request: Request
+    token_ids: list[int]
+    generator: torch.Generator
+    has_tail: list[bool]  # by response position
+
+    @property
+    def done(self) -> int:
+        """Response tokens."""
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
 
 
 @dataclass
@@ -29,79 +45,88 @@ class _Draft:
     logits: list[torch.Tensor] = field(default_factory=list)  # K of [V]
     probs: list[torch.Tensor] = field(default_factory=list)  # K of [V]
 
-    def __getitem__(self, part: slice) -> Predictions:
-        """Some of them, not none, as rows."""
-        return Predictions(torch.stack(self.logits[part]), torch.stack(self.probs[part]), self.token_ids[part])
-
 
 class OracleCollector:
     """Owns both caches; each text has a generator of its own. Greedy is sampling from one-hot distributions."""
 
     def __init__(self, pair: Pair, config: CollectConfig) -> None:
         self.target, self.draft = CachedModel(pair.target), CachedModel(pair.draft)
-        self.config, self.sampling, self.eos_token_ids = config, config.sampling, pair.eos_token_ids
+        self.config, self.eos_token_ids = config, pair.eos_token_ids
         self.context = min(self.target.context, self.draft.context)
+        self.vocab_size = pair.target.config.get_text_config().vocab_size
 
     def collect(self, requests: Sequence[Request]) -> Iterator[CollectedText | Reject]:
         """One answer per request; a text that a model fails on is put aside."""
         for request in requests:
             try:
                 yield self.collect_text(request)
-            except (DslError, RuntimeError, IndexError) as error:
-                yield Reject(f"{error}" or type(error).__name__)
+            except MODEL_FAILURES as error:
+                yield Reject.of(error)
 
     @torch.inference_mode()
     def collect_text(self, request: Request) -> CollectedText:
-        """The target's continuation with a depth-0 row for each of its tokens and a tail at each rejection."""
-        request.check(self.context)
-        tokens, start = list(request.prompt_token_ids), len(request.prompt_token_ids)
-        end = min(start + self.config.max_new_tokens, self.context + 1)
+        """The target's continuation with a depth-0 row for each of its tokens and a tail at each rejection.
+
+        Raises DslError for a request that cannot be used, one with a response brought along among them.
+        """
+        if request.response_token_ids is not None:
+            raise DslError(
+                "the oracle decodes by itself and cannot label responses brought along; use --method hindsight"
+            )
+        request.check(self.context, self.vocab_size, self.eos_token_ids)
+        room = min(self.config.max_new_tokens, self.context + 1 - len(request.prompt_token_ids))
         generator = torch.Generator(self.target.device).manual_seed(request.seed)
+        has_tail = request.has_tail(room, self.config.tail_fraction).tolist()
+        text = _Text(request, list(request.prompt_token_ids), generator, has_tail)
         self.target.reset()
         self.draft.reset()
         parts: list[Rows] = []
-        while len(tokens) < end and (len(tokens) == start or tokens[-1] not in self.eos_token_ids):
-            parts += self._run_round(tokens, min(self.config.max_lookahead, end - len(tokens)), generator)
-        finish_reason = "eos" if tokens[-1] in self.eos_token_ids else "length"
-        return CollectedText(tuple(tokens[start:]), finish_reason, join_rows(parts))
+        while text.done < room and not (text.done and text.token_ids[-1] in self.eos_token_ids):
+            parts += self._run_round(text, min(self.config.max_lookahead, room - text.done))
+        finish_reason = "eos" if text.token_ids[-1] in self.eos_token_ids else "length"
+        return CollectedText(tuple(text.token_ids[-text.done :]), finish_reason, join_rows(parts))
 
-    def _run_round(self, tokens: list[int], lookahead: int, generator: torch.Generator) -> list[Rows]:
-        """Draft, verify, commit to `tokens`; returns the rows seen."""
-        start, draft = len(tokens), _Draft()
-        self._draft_until(lookahead, tokens, draft, generator)
-        block = draft[:]
-        logits = self.target.logits([*tokens, *block.token_ids[:-1]], keep=len(block.token_ids))  # [K, V]
-        probs = self.sampling.probs(logits)
-        coins = torch.rand(len(probs), generator=generator, device=probs.device)  # [K], range [0, 1)
-        accepted = (coins < acceptance(probs, block.probs, block.token_ids)).tolist()
-        committed, tail = list(block.token_ids), []
+    def _run_round(self, text: _Text, lookahead: int) -> list[Rows]:
+        """Draft, verify, commit to the text; returns the rows seen."""
+        start, sampling, draft = len(text.token_ids), text.request.sampling, _Draft()
+        self._draft_until(lookahead, text, draft)
+        block, draft_probs = list(draft.token_ids), torch.stack(draft.probs)  # [K], [K, V]
+        logits = self.target.logits([*text.token_ids, *block[:-1]], keep=len(block))  # [K, V]
+        target_probs = sampling.probs(logits)
+        coins = torch.rand(len(block), generator=text.generator, device=logits.device)  # [K], range [0, 1)
+        accepted = (coins < acceptance(target_probs, draft_probs, block)).tolist()
+        committed, tail = list(block), []
         if False in accepted:
             rejected = accepted.index(False)
-            residual = residual_probs(probs[rejected], block.probs[rejected])
-            committed[rejected:] = [int(draw(residual[None], generator))]
-            tail = self._tail(tokens, draft, rejected, generator)
-        tokens += committed
+            residual = residual_probs(target_probs[rejected], draft_probs[rejected])
+            committed[rejected:] = [int(draw(residual[None], text.generator))]
+            tail = self._tail(text, draft, rejected) if text.has_tail[text.done + rejected] else []
+        text.token_ids += committed
         for model in (self.target, self.draft):
-            model.truncate(len(tokens) - 1)
+            model.truncate(len(text.token_ids) - 1)
         seen = slice(len(committed))
-        target = Predictions(logits[seen], probs[seen], committed)
-        return [text_rows(start, draft[seen], target, accepted[seen], self.sampling), *tail]
+        tensors = (torch.tensor(values[seen], device=logits.device) for values in (block, committed, accepted))
+        labels = Labels.of(target_probs[seen], draft_probs[seen], *tensors)
+        index = start + np.arange(len(committed))
+        return [text_rows(index, labels, torch.stack(draft.logits[seen]), logits[seen], sampling), *tail]
 
-    def _tail(self, tokens: list[int], draft: _Draft, rejected: int, generator: torch.Generator) -> list[Rows]:
+    def _tail(self, text: _Text, draft: _Draft, rejected: int) -> list[Rows]:
         """Rows after the block's token number `rejected`; the block is drafted on as far as they need."""
         first, end = rejected + 1, rejected + 1 + self.config.tail_length
-        self._draft_until(end, tokens, draft, generator)
-        if len(draft.token_ids) == first or first == end:
+        self._draft_until(end, text, draft)
+        drafted = torch.tensor(draft.token_ids[first:end], device=self.draft.device)
+        if not len(drafted):
             return []
-        return [tail_rows(len(tokens) + rejected, draft[first:end], self.sampling)]
+        index, depth = np.full(len(drafted), len(text.token_ids) + rejected), np.arange(1, len(drafted) + 1)
+        return [tail_rows(index, depth, drafted, torch.stack(draft.logits[first:end]), text.request.sampling)]
 
-    def _draft_until(self, length: int, tokens: list[int], draft: _Draft, generator: torch.Generator) -> None:
+    def _draft_until(self, length: int, text: _Text, draft: _Draft) -> None:
         """Extend the block to `length` tokens; it ends earlier at an end-of-text token or the end of the context."""
-        while len(draft.token_ids) < min(length, self.context + 1 - len(tokens)):
+        while len(draft.token_ids) < min(length, self.context + 1 - len(text.token_ids)):
             if draft.token_ids and draft.token_ids[-1] in self.eos_token_ids:
                 return
-            logits = self.draft.logits([*tokens, *draft.token_ids], keep=1)  # [1, V]
-            probs = self.sampling.probs(logits)
-            draft.token_ids.append(int(draw(probs, generator)))
+            logits = self.draft.logits([*text.token_ids, *draft.token_ids], keep=1)  # [1, V]
+            probs = text.request.sampling.probs(logits)
+            draft.token_ids.append(int(draw(probs, text.generator)))
             draft.logits.append(logits[0])
             draft.probs.append(probs[0])

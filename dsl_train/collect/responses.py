@@ -1,65 +1,45 @@
-"""The target's own continuations, many at a time, by transformers' `generate`.
+"""Could the target have said it? For responses brought along. Pure.
 
-Each text draws from a generator of its own (Gumbel-max), so that it does not depend on what else is in the batch.
+Letters: N positions, V vocabulary.
 """
 
-from collections.abc import Sequence
-
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from dsl_train.collect.text import Request
-from dsl_train.loading import library_defaults
 from dsl_train.sampling import Sampling
 
+#: Greedy choices whose logits are closer than this may go either way [logits]. Whoever served the target may have used
+#: a lower precision than we do: bfloat16 keeps 8 bits, so that logits between 16 and 32 come in steps of 1/8.
+NEAR_TIE = 0.5
 
-class GumbelDraw(LogitsProcessor):
-    """Adds Gumbel noise to the log-probabilities: their largest is then a draw from the distribution."""
 
-    def __init__(self, sampling: Sampling, seeds: Sequence[int], device: torch.device) -> None:
-        self.sampling = sampling
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+def is_possible(
+    logits: torch.Tensor,  # [N, V] raw
+    probs: torch.Tensor | None,  # [N, V] after temperature, top-k and top-p; None when greedy
+    token_ids: torch.Tensor,  # [N]
+) -> torch.Tensor:
+    """Whether the target may give these tokens, [N] bool. What is not a number counts as possible: it is no reason."""
+    if probs is None:
+        return ~(_gaps(logits, token_ids) > NEAR_TIE)
+    return probs.gather(-1, token_ids[:, None]).squeeze(-1) != 0
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        uniform = torch.stack(
-            [torch.rand(scores.shape[-1], generator=generator, device=scores.device) for generator in self.generators]
+
+def refusal(sampling: Sampling, logits: torch.Tensor, token_id: int, position: int) -> str:
+    """Why a token that is not possible at a response's position, counted from 0, is not; `logits` [V] raw."""
+    best, gap = int(logits.argmax()), float(_gaps(logits[None], logits.new_tensor([token_id], dtype=torch.int64)))
+    what = f"response token {position} (id {token_id})"
+    if sampling.greedy:
+        return (
+            f"{what} is not the target's greedy choice: that is id {best}, whose logit is {gap:.2f} higher "
+            f"(up to {NEAR_TIE} counts as a tie); was it sampled, penalised, or said by another model?"
         )
-        noise = -(-uniform.clamp_min(1e-20).log()).log()
-        noisy: torch.FloatTensor = self.sampling.probs(scores).log() + noise  # type: ignore[assignment]
-        return noisy
-
-
-def generate_responses(
-    target: PreTrainedModel,
-    requests: Sequence[Request],
-    max_new_tokens: int,
-    sampling: Sampling,
-    eos_token_ids: frozenset[int],
-) -> list[list[int]]:
-    """One response per request, end-of-text token included where there is one."""
-    longest = max(len(request.prompt_token_ids) for request in requests)
-    rows = [[0] * (longest - len(r.prompt_token_ids)) + list(r.prompt_token_ids) for r in requests]
-    mask = [[0] * (longest - len(r.prompt_token_ids)) + [1] * len(r.prompt_token_ids) for r in requests]
-    processors = LogitsProcessorList()
-    if not sampling.greedy:
-        processors.append(GumbelDraw(sampling, [request.seed for request in requests], target.device))
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=sorted(eos_token_ids) or None,
-        pad_token_id=min(eos_token_ids, default=0),
+    rank = int((logits > logits[token_id]).sum()) + 1
+    return (
+        f"{what} has probability 0 at temperature {sampling.temperature}, top_k {sampling.top_k}, "
+        f"top_p {sampling.top_p}: it is the target's choice number {rank} there, {gap:.2f} in logits below the first "
+        f"(id {best}); was it drawn with other settings, or by another model?"
     )
-    with library_defaults(target):
-        output: torch.Tensor = target.generate(  # type: ignore[operator]  # annotated as Tensor | Module
-            torch.tensor(rows, device=target.device),
-            attention_mask=torch.tensor(mask, device=target.device),
-            generation_config=settings,
-            logits_processor=processors,
-        )
-    return [until_end(row, eos_token_ids) for row in output[:, longest:].tolist()]
 
 
-def until_end(token_ids: list[int], eos_token_ids: frozenset[int]) -> list[int]:
-    """Up to the first end-of-text token, that one included."""
-    ends = [i for i, token_id in enumerate(token_ids) if token_id in eos_token_ids]
-    return token_ids[: ends[0] + 1] if ends else token_ids
+def _gaps(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Largest logit minus the token's, [N]."""
+    return (logits.amax(-1) - logits.gather(-1, token_ids[:, None]).squeeze(-1)).float()

@@ -1,38 +1,27 @@
-"""A collection from beginning to end: part by part, resumable at any moment, one process per folder.
+"""A collection from beginning to end: part by part, resumable at any moment, one writer per folder.
 
 `collection.json` says what is being collected; a part is there once both its files are; `manifest.json` comes last.
-How a text is collected is the collector's business.
+How a text is collected is the collector's business, where it is collected the executor's.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dsl_train import provenance, schema, traces
+from dsl_train import provenance, traces
 from dsl_train.collect import folder as folders
 from dsl_train.collect.config import CollectConfig
-from dsl_train.collect.hindsight import HindsightCollector
-from dsl_train.collect.oracle import OracleCollector
-from dsl_train.collect.prompts import Prompt, read_prompts
-from dsl_train.collect.text import CollectedText, Collector, Reject, Request
-from dsl_train.loading import Pair, check_folder, load_pair, load_tokenizer
+from dsl_train.collect.plan import Plan, make_plan
+from dsl_train.collect.tasks import Rejected
+from dsl_train.collect.worker import FinishedPart, Parts, collect_here
 from dsl_train.records import DslError
-from dsl_train.traces import Counts, TraceSequence
-
-METHODS: dict[str, Callable[[Pair, CollectConfig], Collector]] = {
-    "hindsight": HindsightCollector,
-    "oracle": OracleCollector,
-}
-Answer = CollectedText | Reject
+from dsl_train.traces import Counts
 
 
 @dataclass(frozen=True)
@@ -40,9 +29,11 @@ class Collection:
     """A complete trace folder."""
 
     folder: Path
+    traces: Path
+    """What dsl-train is pointed at: the folder, or that of all shards."""
     counts: Counts
-    rejects: tuple[dict[str, str], ...]
-    """Prompts put aside: `prompt_id` and `reason`."""
+    rejected: tuple[Rejected, ...]
+    """Rows and texts put aside, from this and earlier runs."""
     seconds: float
     """Of this run; parts found complete took none."""
     rows_per_second: float
@@ -52,7 +43,7 @@ class Collection:
             "output": str(self.folder),
             **asdict(self.counts),
             "acceptance_rate": self.counts.acceptance_rate,
-            "num_rejects": len(self.rejects),
+            "num_rejects": len(self.rejected),
             "seconds": self.seconds,
             "rows_per_second": self.rows_per_second,
         }
@@ -62,101 +53,59 @@ def collect(config: CollectConfig) -> Collection:
     """Collect what `config.output` still lacks.
 
     Raises DslError for bad input, a folder in use or of another collection, a full disk (finished parts stay), or if
-    no prompt at all could be used.
+    no text at all could be used.
     """
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    for name, role in ((config.target, "target"), (config.draft, "draft")):
-        check_folder(name, role)
-    tokenizer = load_tokenizer(config.target)
-    prompts = read_prompts(config.prompts, config.column, config.num_prompts, tokenizer, config.split)
-    pair = load_pair(config.target, config.draft, config.dtype, config.device)
-    with folders.locked(Path(config.output)):
-        folders.begin(Path(config.output), _described(config, pair, prompts))
-        return _collect_parts(Path(config.output), config, pair, prompts)
+    plan = make_plan(config)
+    with folders.locked(plan.folder):
+        folders.begin(plan.folder, plan.describe())
+        return _collect_parts(plan)
 
 
-def _collect_parts(folder: Path, config: CollectConfig, pair: Pair, prompts: Sequence[Prompt]) -> Collection:
-    collector, done = METHODS[config.method](pair, config), traces.completed_parts(folder)
-    counts = sum((traces.part_counts(folder, part) for part in done), Counts())
-    progress = _Progress(len(prompts), counts)
+def _collect_parts(plan: Plan) -> Collection:
+    folder, parts = plan.folder, plan.parts
+    found = folders.sound_parts(folder)
+    left = {part: tasks for part, tasks in parts.items() if part not in found}
+    if left:
+        (folder / traces.MANIFEST).unlink(missing_ok=True)
+    folders.write_rejects(folder, folders.ON_READING, plan.inputs.rejected)
+    arriving = _execute(plan.config, left)
+    progress = _Progress(len(plan.inputs.tasks), sum(found.values(), Counts()))
     with progress.bar:
-        for part, first in enumerate(range(0, len(prompts), config.part_size)):
-            chunk = prompts[first : first + config.part_size]
-            if part in done:
-                progress.advance(len(chunk), Counts())
-                continue
-            (folder / traces.MANIFEST).unlink(missing_ok=True)
-            requests = [Request(tuple(p.encode(pair.tokenizer)), _seed(config.seed, p)) for p in chunk]
-            answers: list[Answer] = []
-            for answer in collector.collect(requests):
-                answers.append(answer)
-                progress.advance(1, Counts.of(answer.rows, 1) if isinstance(answer, CollectedText) else Counts())
-            _write_part(folder, config, part, chunk, requests, answers)
-    rejects = folders.read_rejects(folder)
-    if not progress.counts.num_sequences:
-        raise DslError(f"none of the {len(prompts)} prompts could be used; the first: {rejects[0]['reason']}")
-    collection = Collection(folder, progress.counts, tuple(rejects), progress.seconds, progress.rows_per_second)
+        progress.advance(sum(len(parts[part]) for part in found), Counts())
+        for finished in arriving:
+            _write(folder, finished)
+            progress.advance(finished.num_tasks, finished.counts)
+    rejected = folders.read_rejects(folder)
+    if not progress.counts.num_sequences and plan.shard.number == 1:
+        raise DslError(f"none of the {len(plan.inputs.tasks)} texts could be used; the first: {rejected[0].reason}")
+    where = (folder, Path(plan.config.output))
+    collection = Collection(*where, progress.counts, tuple(rejected), progress.seconds, progress.rows_per_second)
     if not (folder / traces.MANIFEST).is_file():
-        traces.write_manifest(folder, {**_described(config, pair, prompts), **_outcome(config, collection)})
+        traces.write_manifest(folder, {**plan.describe(), **_outcome(plan.config, collection)})
     return collection
 
 
-def _write_part(
-    folder: Path,
-    config: CollectConfig,
-    part: int,
-    chunk: Sequence[Prompt],
-    requests: Sequence[Request],
-    answers: Sequence[Answer],
-) -> None:
-    sequences, rows, rejects = [], [], []
-    for i, (prompt, request, answer) in enumerate(zip(chunk, requests, answers, strict=True)):
-        if isinstance(answer, Reject):
-            rejects.append({"prompt_id": prompt.prompt_id, "reason": answer.reason})
-            continue
-        sequence_id = part * config.part_size + i
-        sequences.append(_sequence(sequence_id, prompt, request, answer, config))
-        rows.append({"sequence_id": np.full(len(answer.rows["index"]), sequence_id), **answer.rows})
+def _execute(config: CollectConfig, parts: Parts) -> Iterator[FinishedPart]:
+    """In any order."""
+    if config.executor == "local":
+        return collect_here(config, parts)
+    from dsl_train.collect.ray import collect_by_actors
+
+    return collect_by_actors(config, parts)
+
+
+def _write(folder: Path, finished: FinishedPart) -> None:
+    """The part's own files last: it is complete with all that belongs to it."""
     try:
-        folders.write_rejects(folder, part, rejects)
-        traces.write_part(folder, part, traces.join_rows(rows), sequences)
+        folders.write_rejects(folder, folders.part_name(finished.part), finished.rejected)
+        if finished.cost:
+            folders.write_cost(folder, finished.cost)
+        traces.write_part(folder, finished.part, finished.rows, finished.sequences)
     except OSError as error:
         raise DslError(
-            f"part {part} could not be written to {folder} ({error}); the parts before it are safe: "
+            f"part {finished.part} could not be written to {folder} ({error}); the parts before it are safe: "
             "make room and run the same command again"
         ) from error
-
-
-def _sequence(
-    sequence_id: int, prompt: Prompt, request: Request, answer: CollectedText, config: CollectConfig
-) -> TraceSequence:
-    return TraceSequence(
-        sequence_id=sequence_id,
-        prompt_id=prompt.prompt_id,
-        prompt_token_ids=np.array(request.prompt_token_ids, np.int32),
-        response_token_ids=np.array(answer.response_token_ids, np.int32),
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        finish_reason=answer.finish_reason,
-    )
-
-
-def _seed(seed: int, prompt: Prompt) -> int:
-    """63 bits of the run's seed and the prompt, the same in any order and any part."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {prompt.prompt_id}".encode()).digest()[:8], "big") >> 1
-
-
-def _described(config: CollectConfig, pair: Pair, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What is collected: all that decides which rows come out."""
-    ids = hashlib.sha256(" ".join(prompt.prompt_id for prompt in prompts).encode()).hexdigest()[:16]
-    return {
-        "config": asdict(config),
-        "pair": pair.describe(),
-        "prompts": {"number": len(prompts), "hash": ids},
-        "schema": {"version": schema.SCHEMA_VERSION, "fingerprint": schema.fingerprint()},
-    }
 
 
 def _outcome(config: CollectConfig, collection: Collection) -> dict[str, Any]:
@@ -164,8 +113,9 @@ def _outcome(config: CollectConfig, collection: Collection) -> dict[str, Any]:
         "method": config.method,
         "sampling": {**asdict(config.sampling), "max_new_tokens": config.max_new_tokens, "seed": config.seed},
         "counts": {**asdict(collection.counts), "acceptance_rate": collection.counts.acceptance_rate},
-        "rejects": list(collection.rejects[:100]),
-        "num_rejects": len(collection.rejects),
+        "cost": folders.read_cost(collection.folder),
+        "num_rejects": len(collection.rejected),
+        "rejects_by_reason": folders.count_by_reason(collection.rejected),
         "last_run": {"seconds": collection.seconds, "rows_per_second": collection.rows_per_second},
         "versions": provenance.software_versions(),
         "argv": provenance.command_line(),
@@ -176,17 +126,17 @@ def _outcome(config: CollectConfig, collection: Collection) -> dict[str, Any]:
 class _Progress:
     """A bar on stderr, and the running totals it shows."""
 
-    def __init__(self, num_prompts: int, counts: Counts) -> None:
+    def __init__(self, num_texts: int, counts: Counts) -> None:
         self.counts, self._found_rows, self._began = counts, counts.num_rows, time.perf_counter()
         columns = (
             TextColumn("collecting"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("prompts, {task.fields[rows_per_second]:,.0f} rows/s, {task.fields[acceptance]:.0%} accepted"),
+            TextColumn("texts, {task.fields[rows_per_second]:,.0f} rows/s, {task.fields[acceptance]:.0%} accepted"),
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=Console(stderr=True))
-        self._task = self.bar.add_task("", total=num_prompts, rows_per_second=0.0, acceptance=counts.acceptance_rate)
+        self._task = self.bar.add_task("", total=num_texts, rows_per_second=0.0, acceptance=counts.acceptance_rate)
 
     @property
     def seconds(self) -> float:
@@ -196,7 +146,7 @@ class _Progress:
     def rows_per_second(self) -> float:
         return (self.counts.num_rows - self._found_rows) / self.seconds
 
-    def advance(self, num_prompts: int, counts: Counts) -> None:
+    def advance(self, num_texts: int, counts: Counts) -> None:
         self.counts += counts
         rate, acceptance = self.rows_per_second, self.counts.acceptance_rate
-        self.bar.update(self._task, advance=num_prompts, rows_per_second=rate, acceptance=acceptance)
+        self.bar.update(self._task, advance=num_texts, rows_per_second=rate, acceptance=acceptance)

@@ -1,6 +1,6 @@
 """What a collector is asked for and what it gives: one text and its rows, whatever the method.
 
-Letters: N text positions, R tail steps, V vocabulary. Index rows of one round that drafted a b c at s, s+1, s+2 and
+Letters: N predictions, R tail steps, V vocabulary. Index rows of one round that drafted a b c at s, s+1, s+2 and
 had b corrected to B (R = 1 shown; `features.py` draws which distribution describes which token):
 
     index, depth      s, 0     s+1, 0    s+1, 1
@@ -23,26 +23,68 @@ from dsl_train.schema import TOP
 from dsl_train.traces import Rows
 from dsl_train.verify import acceptance
 
+#: What a model may raise over one text; that text is put aside and the others go on. Out of memory is a RuntimeError.
+MODEL_FAILURES = (DslError, RuntimeError, IndexError, ValueError, MemoryError)
+
 _DRAFT_COLUMNS = ("entropy", *(f"log_prob_{i}" for i in range(1, TOP + 1)), "token_log_prob")
 _TEXT_COLUMNS = ("accept_prob", "accept_ratio", "agreement", "target_entropy", "target_top_prob")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be continued."""
+    """A prompt to be continued, or one whose continuation is brought along."""
 
     prompt_token_ids: tuple[int, ...]
     seed: int
     """Of this text's generator: rows do not depend on what else is collected."""
+    sampling: Sampling
+    """What the response is drawn with, or was."""
+    response_token_ids: tuple[int, ...] | None = None
+    """What the target said elsewhere, labelled as it is; None: the target is asked now."""
 
-    def check(self, context: int) -> None:
-        """Raises DslError unless there is a prompt that fits `context` tokens."""
+    def check(self, context: int, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+        """Raises DslError unless prompt and response are tokens that a pair with these limits can read."""
         if not self.prompt_token_ids:
             raise DslError("the prompt has no tokens; remove it")
         if len(self.prompt_token_ids) > context:
             raise DslError(
                 f"the prompt has {len(self.prompt_token_ids)} tokens but the models' context holds {context}; "
                 "shorten it or use models with a longer context"
+            )
+        _check_vocabulary("prompt", self.prompt_token_ids, vocab_size)
+        if self.response_token_ids is not None:
+            self._check_response(self.response_token_ids, context, vocab_size, eos_token_ids)
+
+    def has_tail(self, count: int, fraction: float) -> torch.Tensor:
+        """Which of the first `count` response positions get a tail if their draft is rejected, [count] bool."""
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        return torch.rand(count, generator=generator, dtype=torch.float64) < fraction
+
+    def _check_response(
+        self, response: tuple[int, ...], context: int, vocab_size: int, eos_token_ids: frozenset[int]
+    ) -> None:
+        if not response:
+            raise DslError("the response has no tokens; remove it, or leave it out to have the target generate one")
+        if len(self.prompt_token_ids) + len(response) > context + 1:
+            raise DslError(
+                f"prompt and response have {len(self.prompt_token_ids)} + {len(response)} tokens but the models' "
+                f"context holds {context}, and the last one is not read; cut the response"
+            )
+        _check_vocabulary("response", response, vocab_size)
+        end = next((i for i, token_id in enumerate(response) if token_id in eos_token_ids), len(response) - 1)
+        if end + 1 < len(response):
+            raise DslError(
+                f"response token {end} (id {response[end]}) ends the text, but {len(response) - end - 1} more follow; "
+                "cut the response there"
+            )
+
+
+def _check_vocabulary(role: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    for i, token_id in enumerate(token_ids):
+        if not 0 <= token_id < vocab_size:
+            raise DslError(
+                f"{role} token {i} has id {token_id} but the target's vocabulary holds {vocab_size}; "
+                "was it encoded by another tokenizer?"
             )
 
 
@@ -63,66 +105,103 @@ class Reject:
 
     reason: str
 
+    @classmethod
+    def of(cls, error: Exception) -> "Reject":
+        return cls(f"{error}".strip() or type(error).__name__)
+
 
 class Collector(Protocol):
     """One method of collection over one pair."""
 
     def collect(self, requests: Sequence[Request]) -> Iterator[CollectedText | Reject]:
-        """One answer per request, in their order."""
+        """One answer per request, in their order; a text that cannot be used is a Reject, never an exception."""
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
-    """What one model gave at consecutive positions, and the token that came of it."""
+class Labels:
+    """What became of N drafted tokens that stood where text is now."""
 
-    logits: torch.Tensor  # [N, V] raw
-    probs: torch.Tensor  # [N, V] float32 after temperature, top-k and top-p: what tokens were drawn from
-    token_ids: Sequence[int]  # [N] drafted, or committed
+    drafted: torch.Tensor  # [N] int64
+    committed: torch.Tensor  # [N] int64
+    accepted: torch.Tensor  # [N] bool
+    accept_prob: torch.Tensor  # [N]
+    accept_ratio: torch.Tensor  # [N]
+    agreement: torch.Tensor  # [N]
+
+    @classmethod
+    def of(
+        cls,
+        target_probs: torch.Tensor,  # [N, V] float32, what tokens are drawn from
+        draft_probs: torch.Tensor,  # [N, V]
+        drafted: torch.Tensor,
+        committed: torch.Tensor,
+        accepted: torch.Tensor,
+    ) -> "Labels":
+        return cls(
+            drafted,
+            committed,
+            accepted,
+            torch.minimum(target_probs, draft_probs).sum(-1),
+            acceptance(target_probs, draft_probs, drafted.tolist()),
+            acceptance(draft_probs, target_probs, committed.tolist()),
+        )
+
+    @classmethod
+    def greedy(cls, drafted: torch.Tensor, committed: torch.Tensor) -> "Labels":
+        """The same of one-hot distributions, without them: both models' choices say it all."""
+        accepted = drafted == committed
+        sure = accepted.float()
+        return cls(drafted, committed, accepted, sure, sure, sure)
 
 
 def text_rows(
-    index: int, draft: Predictions, target: Predictions, accepted: Sequence[bool], sampling: Sampling
+    index: np.ndarray,  # [N] text positions
+    labels: Labels,
+    draft_logits: torch.Tensor,  # [N, V] raw
+    target_logits: torch.Tensor,  # [N, V] raw
+    sampling: Sampling,
 ) -> Rows:
-    """Depth-0 rows of N consecutive positions from `index` on, drafted and committed tokens with the predictions.
-
-    Raises DslError if a model gave something that is not a number.
-    """
+    """Depth-0 rows. Raises DslError if a model gave something that is not a number."""
     columns = torch.stack(
         [
-            torch.minimum(target.probs, draft.probs).sum(-1),
-            acceptance(target.probs, draft.probs, draft.token_ids),
-            acceptance(draft.probs, target.probs, target.token_ids),
-            *target_primitives(sampling.scale(target.logits)).T,
+            labels.accept_prob,
+            labels.accept_ratio,
+            labels.agreement,
+            *target_primitives(sampling.scale(target_logits)).T,
         ]
     )  # [5, N]
-    count = len(accepted)
     return {
-        **_draft_columns(draft, sampling),
+        **_draft_columns(labels.drafted, draft_logits, sampling),
         **_named("target", _TEXT_COLUMNS, columns),
-        "index": np.arange(index, index + count, dtype=np.int32),
-        "depth": np.zeros(count, np.int16),
-        "accepted": np.array(accepted, bool),
-        "text_token_id": np.array(target.token_ids, np.int32),
+        "index": index.astype(np.int32),
+        "depth": np.zeros(len(index), np.int16),
+        "accepted": labels.accepted.cpu().numpy(),
+        "text_token_id": labels.committed.cpu().numpy().astype(np.int32),
     }
 
 
-def tail_rows(index: int, draft: Predictions, sampling: Sampling) -> Rows:
-    """Rows of depth 1..R: the tokens drafted after the rejected one at `index`."""
-    count = len(draft.token_ids)
+def tail_rows(
+    index: np.ndarray,  # [N] text positions of the rejected tokens
+    depth: np.ndarray,  # [N] steps after them
+    drafted: torch.Tensor,  # [N] int64
+    draft_logits: torch.Tensor,  # [N, V] raw
+    sampling: Sampling,
+) -> Rows:
+    """Rows of tokens drafted after a rejected one. Raises DslError like `text_rows`."""
+    count = len(index)
     return {
-        **_draft_columns(draft, sampling),
+        **_draft_columns(drafted, draft_logits, sampling),
         **{name: np.full(count, np.nan, np.float32) for name in _TEXT_COLUMNS},
-        "index": np.full(count, index, np.int32),
-        "depth": np.arange(1, count + 1, dtype=np.int16),
+        "index": index.astype(np.int32),
+        "depth": depth.astype(np.int16),
         "accepted": np.zeros(count, bool),
         "text_token_id": np.full(count, -1, np.int32),
     }
 
 
-def _draft_columns(draft: Predictions, sampling: Sampling) -> Rows:
-    ids = torch.tensor(draft.token_ids, device=draft.logits.device)
-    columns = draft_primitives(sampling.scale(draft.logits), ids).T  # [1 + TOP + 1, N]
-    return {"token_id": np.array(draft.token_ids, np.int32), **_named("draft", _DRAFT_COLUMNS, columns)}
+def _draft_columns(drafted: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> Rows:
+    columns = draft_primitives(sampling.scale(logits), drafted).T  # [1 + TOP + 1, N]
+    return {"token_id": drafted.cpu().numpy().astype(np.int32), **_named("draft", _DRAFT_COLUMNS, columns)}
 
 
 def _named(role: str, names: Sequence[str], columns: torch.Tensor) -> Rows:  # columns [len(names), N]

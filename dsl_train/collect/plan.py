@@ -1,0 +1,66 @@
+"""What a command means before anything is collected: whose models, which texts, in which parts, where to.
+
+Loads tokenizers and configurations, no weights: a folder of another collection is refused in seconds.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsl_train import schema
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.split import Shard, local_device, shard_of
+from dsl_train.collect.tasks import Inputs, Task, read_inputs
+from dsl_train.loading import DTYPES, ModelIdentity, identify, load_tokenizer, resolve_device, resolve_dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One shard of a collection; all of it, if it is not split."""
+
+    config: CollectConfig
+    """With precision and device as they will be."""
+    shard: Shard
+    target: ModelIdentity
+    draft: ModelIdentity
+    inputs: Inputs
+
+    @property
+    def folder(self) -> Path:
+        return self.shard.folder(Path(self.config.output))
+
+    @property
+    def parts(self) -> dict[int, tuple[Task, ...]]:
+        """Part number -> its tasks."""
+        tasks, size = self.inputs.tasks, self.config.part_size
+        return {part: tasks[first : first + size] for part, first in enumerate(range(0, len(tasks), size))}
+
+    def describe(self) -> dict[str, Any]:
+        """What is collected: all that decides which rows come out."""
+        return {
+            "config": asdict(self.config),
+            "device": self.config.device.partition(":")[0],
+            "pair": {"target": self.target.to_dict(), "draft": self.draft.to_dict()},
+            "prompts": {"number": len(self.inputs.tasks), "hash": self.inputs.hash},
+            "shard": asdict(self.shard),
+            "schema": {"version": schema.SCHEMA_VERSION, "fingerprint": schema.fingerprint()},
+        }
+
+
+def make_plan(config: CollectConfig) -> Plan:
+    """Raises DslError for models, inputs or a device that cannot be used."""
+    shard, device = shard_of(config.num_shards, config.shard_index), _device(config)
+    dtype = resolve_dtype(config.dtype, device)
+    target = identify(config.target, "target", DTYPES[dtype], config.quantization)
+    draft = identify(config.draft, "draft", DTYPES[dtype])
+    inputs = read_inputs(config, load_tokenizer(config.target), target.vocab_size, shard)
+    return Plan(replace(config, dtype=dtype, device=str(device)), shard, target, draft, inputs)
+
+
+def _device(config: CollectConfig) -> torch.device:
+    if config.executor == "local":
+        return resolve_device(local_device(config.device))
+    by_actor = "cuda" if config.gpus_per_actor else "cpu"  # this process's own device is another matter
+    return torch.device(by_actor if config.device == "auto" else config.device)

@@ -1,0 +1,109 @@
+"""Tails: the draft goes on from rejected tokens, all those of a chunk at once.
+
+Branches share the cache of the text that they leave; where a draft cannot do that (sliding windows, state), each reads
+its text again. Letters: n branches, R tail steps, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.coupling import choose
+from dsl_train.collect.reading import Chunk
+from dsl_train.collect.text import tail_rows
+from dsl_train.loading import Pair
+from dsl_train.padded import Branches, PaddedModel, shares_cache
+from dsl_train.traces import Rows
+
+#: Logits that rows are computed from at a time, in float32.
+BLOCK_BYTES = 1 << 24
+#: Tokens read at a time by branches that cannot share their text's cache.
+_REREAD_TOKENS = 1 << 14
+
+
+@dataclass(frozen=True, eq=False)
+class _Leaving:
+    """n rejected tokens."""
+
+    texts: np.ndarray  # [n] number in the chunk, rising
+    index: np.ndarray  # [n] text position
+    token_ids: np.ndarray  # [n]
+    draws: torch.Tensor  # [n, R] range [0, 1): what is drafted after them
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, part: slice) -> "_Leaving":
+        return _Leaving(self.texts[part], self.index[part], self.token_ids[part], self.draws[part])
+
+
+class TailReader:
+    """Reads the tails of one chunk after another."""
+
+    def __init__(self, pair: Pair, config: CollectConfig, context: int) -> None:
+        self.draft, self.config, self.context = pair.draft, config, context
+        self._ends = np.array(sorted(pair.eos_token_ids), np.int64)
+        self._block = max(1, BLOCK_BYTES // (4 * pair.target.config.get_text_config().vocab_size))
+        self._shares_cache = shares_cache(pair.draft)
+
+    def read(self, chunk: Chunk, rows: Rows, reader: PaddedModel) -> list[Rows]:
+        """Rows of depth 1 .. R after the rejected tokens among a chunk's depth-0 `rows`; `reader` is the draft that
+        has read the chunk, and is left as it was."""
+        leaving = self._leaving(chunk, rows)
+        size = max(1, _REREAD_TOKENS // int(leaving.index.max(initial=1)))
+        if self._shares_cache:
+            size = max(1, len(leaving))
+        parts = (leaving[first : first + size] for first in range(0, len(leaving), size))
+        return [rows for part in parts for rows in self._read_part(chunk, part, reader)]
+
+    def _leaving(self, chunk: Chunk, rows: Rows) -> _Leaving:
+        """Rejected tokens that get a tail: chosen for one, not an end of text, and with room behind them."""
+        place = {text.number: i for i, text in enumerate(chunk.texts)}
+        texts = np.array([place[number] for number in rows["sequence_id"].tolist()], np.int64)
+        starts = np.array([len(text.request.prompt_token_ids) for text in chunk.texts])
+        positions = rows["index"] - starts[texts]  # in the response
+        chosen = [text.request.has_tail(text.limit, self.config.tail_fraction).tolist() for text in chunk.texts]
+        has_tail = np.array([chosen[i][position] for i, position in zip(texts, positions, strict=True)], bool)
+        wanted = has_tail & ~rows["accepted"] & (rows["index"] < self.context)
+        wanted &= ~np.isin(rows["token_id"], self._ends) & (self.config.tail_length > 0)
+        which = np.flatnonzero(wanted)
+        which = which[np.argsort(texts[which], kind="stable")]
+        draws = chunk.luck[texts[which], positions[which] - chunk.done, 3:]
+        return _Leaving(texts[which], rows["index"][which], rows["token_id"][which], draws)
+
+    def _read_part(self, chunk: Chunk, leaving: _Leaving, reader: PaddedModel) -> Iterator[Rows]:
+        token_ids = torch.tensor(leaving.token_ids, dtype=torch.int64, device=reader.device)  # [n]
+        groups = chunk.by_sampling(torch.tensor(leaving.texts))
+        numbers = np.array([text.number for text in chunk.texts], np.int64)[leaving.texts]
+        going_on = np.ones(len(leaving), bool)
+        with self._branches(chunk, leaving, reader) as branches:
+            for depth in range(1, self.config.tail_length + 1):
+                logits = branches.feed(token_ids[:, None])[:, 0]  # [n, V]
+                for sampling, part in [(s, part) for s, group in groups for part in group.split(self._block)]:
+                    token_ids[part] = choose(sampling, logits[part], leaving.draws[part, depth - 1])
+                    seen = part.numpy()[going_on[part.numpy()]]
+                    index = leaving.index[seen]
+                    tail = tail_rows(index, np.full_like(index, depth), token_ids[seen], logits[seen], sampling)
+                    yield {"sequence_id": numbers[seen], **tail}
+                going_on &= ~np.isin(token_ids.cpu(), self._ends) & (leaving.index + depth < self.context)
+                if not going_on.any():
+                    break
+
+    def _branches(
+        self, chunk: Chunk, leaving: _Leaving, reader: PaddedModel
+    ) -> AbstractContextManager[Branches | PaddedModel]:
+        if self._shares_cache:
+            texts, index = (
+                torch.tensor(x, dtype=torch.int64, device=reader.device) for x in (leaving.texts, leaving.index)
+            )
+            return reader.branches(texts, index)
+        return nullcontext(
+            PaddedModel(
+                self.draft,
+                [chunk.texts[i].token_ids[:end] for i, end in zip(leaving.texts, leaving.index, strict=True)],
+            )
+        )

@@ -1,0 +1,125 @@
+"""What is to be collected: the usable texts of the input, those of this shard, and what was put aside on reading.
+
+A task is plain data, tokenized where the models are, so that it can travel to any process.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from dsl_train.collect.brought import Response, ResponseReader, answers_of
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.prompts import Prompt, content_hash, no_prompts, prompt_of
+from dsl_train.collect.sources import read_records
+from dsl_train.collect.split import Shard
+from dsl_train.collect.text import Request
+from dsl_train.loading import Pair
+from dsl_train.records import DslError
+from dsl_train.runner import context_length
+from dsl_train.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Task:
+    """One text to collect."""
+
+    where: str
+    """File and row it came from."""
+    prompt: Prompt
+    sampling: Sampling
+    response: Response | None = None
+    """None: the target is asked."""
+
+    @property
+    def text_id(self) -> str:
+        """16 hex digits: of the prompt, and of what was brought along for it."""
+        if self.response is None:
+            return self.prompt.prompt_id
+        return content_hash([self.prompt.prompt_id, asdict(self.response), asdict(self.sampling)])
+
+    def request(self, pair: Pair, seed: int) -> Request:
+        """In tokens; a response is cut where the models' context ends. Raises DslError if it cannot be tokenized."""
+        prompt_ids = self.prompt.encode(pair.tokenizer)
+        response = None
+        if self.response:
+            room = min(map(context_length, (pair.target, pair.draft))) + 1 - len(prompt_ids)
+            response = tuple(self.response.encode(self.prompt, prompt_ids, pair.tokenizer, pair.eos_token_ids))[:room]
+        return Request(tuple(prompt_ids), self._seed(seed), self.sampling, response)
+
+    def _seed(self, seed: int) -> int:
+        """63 bits of the run's seed and the text, the same in any order, part and shard."""
+        return int.from_bytes(hashlib.sha256(f"{seed} {self.text_id}".encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row, or a text, that was put aside."""
+
+    where: str
+    prompt_id: str
+    """Empty if it was not even a prompt."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one shard has to do."""
+
+    tasks: tuple[Task, ...]
+    rejected: tuple[Rejected, ...]
+    num_tasks: int
+    """In all shards."""
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over the texts and their order."""
+        return hashlib.sha256(" ".join(task.text_id for task in self.tasks).encode()).hexdigest()[:16]
+
+
+def read_inputs(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, shard: Shard) -> Inputs:
+    """The first `num_prompts` different texts, each in one shard, with all others of its prompt.
+
+    A row that cannot be used is put aside. Raises DslError for a source that cannot be read or has nothing usable.
+    """
+    tasks: list[Task] = []
+    rejected: list[Rejected] = []
+    text_ids: set[str] = set()
+    prompt_numbers: dict[str, int] = {}
+    for item in _read(config, tokenizer, vocab_size):
+        if isinstance(item, Rejected):
+            rejected.append(item)
+        elif item.text_id not in text_ids:
+            text_ids.add(item.text_id)
+            prompt_number = prompt_numbers.setdefault(item.prompt.prompt_id, len(prompt_numbers))
+            if shard.takes(prompt_number):
+                tasks.append(item)
+        if len(text_ids) == config.num_prompts:
+            break
+    if not text_ids and not rejected:
+        raise no_prompts(config.source)
+    if not text_ids:
+        first = rejected[0]
+        raise DslError(
+            f"none of the {len(rejected)} rows of {config.source} could be used; the first: {first.where}: "
+            f"{first.reason}"
+        )
+    kept = tuple(reject for number, reject in enumerate(rejected) if shard.takes(number))
+    return Inputs(tuple(tasks), kept, len(text_ids))
+
+
+def _read(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Iterator[Task | Rejected]:
+    """Every row's texts, or what is wrong with it."""
+    vocab_sizes = frozenset((len(tokenizer), tokenizer.vocab_size, vocab_size))
+    reader = ResponseReader(tokenizer, vocab_sizes, config.sampling, config.column)
+    for record in read_records(config.source, config.split):
+        for answer in answers_of(record) if config.responses else [record]:
+            try:
+                if config.responses:
+                    brought = reader.read(answer)
+                    yield Task(answer.where, brought.prompt, brought.sampling, brought.response)
+                else:
+                    yield Task(answer.where, prompt_of(answer, config.column, tokenizer), config.sampling)
+            except DslError as error:
+                yield Rejected(answer.where, "", str(error).removeprefix(f"{answer.where}: "))

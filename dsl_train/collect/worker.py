@@ -1,0 +1,107 @@
+"""One model pair at work: tasks in, the rows of a part out. The same in this process and in a Ray actor.
+
+Writes no file.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.hindsight import HindsightCollector
+from dsl_train.collect.oracle import OracleCollector
+from dsl_train.collect.tasks import Rejected, Task
+from dsl_train.collect.text import CollectedText, Collector, Reject, Request
+from dsl_train.cost import CostProfile
+from dsl_train.loading import Pair, load_pair
+from dsl_train.profile import cached_profile
+from dsl_train.records import DslError
+from dsl_train.traces import Counts, Rows, TraceSequence, join_rows
+
+METHODS: dict[str, Callable[[Pair, CollectConfig], Collector]] = {
+    "hindsight": HindsightCollector,
+    "oracle": OracleCollector,
+}
+Parts = Mapping[int, Sequence[Task]]
+"""Part number -> its tasks."""
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedPart:
+    """All that is to be written of a part."""
+
+    part: int
+    rows: Rows
+    sequences: tuple[TraceSequence, ...]
+    rejected: tuple[Rejected, ...]
+    num_tasks: int
+    cost: CostProfile | None = None
+    """What the pair's steps cost where it was collected; None as long as it gave no text."""
+
+    @property
+    def counts(self) -> Counts:
+        return Counts.of(self.rows, len(self.sequences))
+
+
+class Worker:
+    """Loads the pair once."""
+
+    def __init__(self, config: CollectConfig) -> None:
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self.config = config
+        placement = (config.dtype, config.device, config.device_map, config.quantization)
+        self.pair = load_pair(config.target, config.draft, *placement)
+        self.collector = METHODS[config.method](self.pair, config)
+        self._cost: CostProfile | None = None
+
+    def run(self, part: int, tasks: Sequence[Task]) -> FinishedPart:
+        """The part, and what the pair costs."""
+        finished = self.collect_part(part, tasks)
+        if finished.sequences and self._cost is None:
+            self._cost = cached_profile(self.pair, sampling=self.config.sampling)
+        return replace(finished, cost=self._cost)
+
+    def collect_part(self, part: int, tasks: Sequence[Task]) -> FinishedPart:
+        requests = [self._request(task) for task in tasks]
+        collected = self.collector.collect([request for request in requests if isinstance(request, Request)])
+        sequences, rows, rejected = [], [], []
+        for i, (task, request) in enumerate(zip(tasks, requests, strict=True)):
+            answer = next(collected) if isinstance(request, Request) else request
+            if isinstance(answer, Reject):
+                rejected.append(Rejected(task.where, task.prompt.prompt_id, answer.reason))
+                continue
+            assert isinstance(request, Request), "what was not asked was not answered"
+            sequence_id = part * self.config.part_size + i
+            sequences.append(_sequence(sequence_id, task, request, answer))
+            rows.append({"sequence_id": np.full(len(answer.rows["index"]), sequence_id), **answer.rows})
+        return FinishedPart(part, join_rows(rows), tuple(sequences), tuple(rejected), len(tasks))
+
+    def _request(self, task: Task) -> Request | Reject:
+        try:
+            return task.request(self.pair, self.config.seed)
+        except DslError as error:
+            return Reject(str(error))
+
+
+def _sequence(sequence_id: int, task: Task, request: Request, text: CollectedText) -> TraceSequence:
+    return TraceSequence(
+        sequence_id=sequence_id,
+        prompt_id=task.prompt.prompt_id,
+        prompt_token_ids=np.array(request.prompt_token_ids, np.int32),
+        response_token_ids=np.array(text.response_token_ids, np.int32),
+        temperature=request.sampling.temperature,
+        top_k=request.sampling.top_k,
+        top_p=request.sampling.top_p,
+        finish_reason=text.finish_reason,
+    )
+
+
+def collect_here(config: CollectConfig, parts: Parts) -> Iterator[FinishedPart]:
+    """Part by part in this process; loads nothing if there are none."""
+    if not parts:
+        return iter(())
+    worker = Worker(config)
+    return (worker.run(part, tasks) for part, tasks in parts.items())
