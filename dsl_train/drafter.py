@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dsl_train.features import BlockState, TextState, assemble, draft_primitives, unpack_draft
+from dsl_train.features import BlockState, TextState, assemble, read_draft
 from dsl_train.policies.base import Policy
 from dsl_train.records import DraftPrimitives, DraftStep, TargetPrimitives
 from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling, draw
+from dsl_train.sampling import Sampling, draw, most_likely
 from dsl_train.verify import token_probs
 
 
@@ -88,26 +88,32 @@ class Drafter:
     ) -> tuple[int, torch.Tensor | None, DraftPrimitives | None]:
         """The next token, the distribution it was drawn from [V] (None when greedy), its primitives if wanted."""
         rows = self.draft.logits(tokens, keep=len(self._behind) + 1)  # [behind + 1, V]
-        if self.sampling.greedy:
-            dist, choices = None, rows.argmax(-1)  # [behind + 1]
-        else:
-            probs = self.sampling.probs(rows)
-            dist, choices = probs[-1], draw(probs[-1:], generator)  # [1]
+        if not self.sampling.greedy:
+            return self._draw_token(rows, generator)
+        if self.policy.needs == "position":
+            return most_likely(rows)[-1], None, None
+        ids, primitives = read_draft(rows)
+        if self._behind:
+            self._catch_up(float(choice == token_id) for choice, (token_id, _) in zip(ids, self._behind, strict=False))
+        return ids[-1], None, primitives
+
+    def _draw_token(
+        self, rows: torch.Tensor, generator: torch.Generator
+    ) -> tuple[int, torch.Tensor, DraftPrimitives | None]:
+        scaled = self.sampling.scale(rows)
+        probs = self.sampling.probs_of_scaled(scaled)
+        choice = draw(probs[-1:], generator)  # [1]
+        if self._behind:
             self._catch_up_sampled(probs)
         if self.policy.needs == "position":
-            return int(choices[-1]), dist, None
-        primitives = draft_primitives(self.sampling.scale(rows[-1:]), choices[-1:])  # [1, 1 + TOP + 1]
-        packed = torch.cat([choices.float(), primitives[0]]).tolist()  # the step's one copy to the host
-        ids, values = packed[: len(choices)], packed[len(choices) :]
-        if self.sampling.greedy:
-            self._catch_up(float(choice == token_id) for choice, (token_id, _) in zip(ids, self._behind, strict=False))
-        return int(ids[-1]), dist, unpack_draft(values, int(ids[-1]))
+            return int(choice), probs[-1], None
+        ids, primitives = read_draft(scaled[-1:], choice)
+        return ids[-1], probs[-1], primitives
 
     def _catch_up_sampled(self, probs: torch.Tensor) -> None:  # [behind + 1, V]
-        if self._behind:
-            draft_probs = token_probs(probs, [token_id for token_id, _ in self._behind]).tolist()
-            pairs = zip(draft_probs, self._behind, strict=True)
-            self._catch_up(min(1.0, draft_prob / target_prob) for draft_prob, (_, target_prob) in pairs)
+        draft_probs = token_probs(probs, [token_id for token_id, _ in self._behind]).tolist()
+        pairs = zip(draft_probs, self._behind, strict=True)
+        self._catch_up(min(1.0, draft_prob / target_prob) for draft_prob, (_, target_prob) in pairs)
 
     def _catch_up(self, agreements: Iterable[float]) -> None:
         for agreement in agreements:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from dsl_train.drafter import DraftBlock, Drafter
-from dsl_train.features import target_primitives
+from dsl_train.features import read_target
 from dsl_train.policies.base import Policy
-from dsl_train.records import DslError, GenerationResult, Round, TargetPrimitives
+from dsl_train.records import DslError, GenerationResult, Round
 from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling, draw
+from dsl_train.sampling import Sampling, draw, most_likely
 from dsl_train.verify import Verdict, token_probs, verify, verify_greedy
 
 OnRound = Callable[[Round], None]
@@ -63,12 +63,15 @@ class SpeculativeEngine:
 
     def run_round(self, text: "_Sequence", drafter: Drafter, generator: torch.Generator) -> Round:
         """Draft a block, verify it, commit what holds. The first round is the prompt's forward and drafts nothing."""
+        start = len(text.tokens)
         block = drafter.draft_block(text.tokens, self._draft_limit(text), generator)
-        logits = self.target.logits([*text.tokens, *block.token_ids], keep=len(block.token_ids) + 1)  # [K + 1, V]
+        text.tokens.extend(block.token_ids)  # for this forward only: a copy would cost the more the longer the text
+        logits = self.target.logits(text.tokens, keep=len(block.token_ids) + 1)  # [K + 1, V]
+        del text.tokens[start:]
         finished = self._commit(text, drafter, block, logits, generator)
         self.target.truncate(len(text.tokens) - 1)
-        drafter.draft.truncate(finished.start + finished.num_accepted)
-        if finished.start > text.prompt_length:
+        drafter.draft.truncate(start + finished.num_accepted)
+        if start > text.prompt_length:
             self.policy.observe(finished)
         return finished
 
@@ -84,13 +87,14 @@ class SpeculativeEngine:
     ) -> Round:
         start, drafted = len(text.tokens), block.token_ids
         if self.sampling.greedy:
-            choices, primitives = _greedy_choices(logits, drafter.text is not None)
+            choices, primitives = read_target(logits) if drafter.text else (most_likely(logits), [])
             verdict = verify_greedy(choices, drafted)
         else:
-            target_probs = self.sampling.probs(logits)  # [K + 1, V]
+            scaled = self.sampling.scale(logits)
+            target_probs = self.sampling.probs_of_scaled(scaled)  # [K + 1, V]
             draft_probs = block.probs if block.probs is not None else target_probs[:0]
             verdict = verify(target_probs, draft_probs, drafted, generator)
-            primitives = _primitives(self.sampling.scale(logits)) if drafter.text else []
+            primitives = read_target(scaled)[1] if drafter.text else []
         committed = text.commit([*drafted[: verdict.num_accepted], verdict.token_id])
         if drafter.text:
             if self.sampling.greedy:
@@ -100,19 +104,6 @@ class SpeculativeEngine:
                 agreements = _sampled_agreements(draft_probs, committed, target_token_probs)
             drafter.commit(committed, primitives[: len(committed)], agreements[: len(committed)], target_token_probs)
         return Round(start, drafted, verdict.num_accepted, tuple(committed))
-
-
-def _greedy_choices(logits: torch.Tensor, with_primitives: bool) -> tuple[list[int], list[TargetPrimitives]]:
-    """Most likely tokens [K + 1] and, if wanted, primitives, in one copy to the host."""
-    choices = logits.argmax(-1)
-    if not with_primitives:
-        return choices.tolist(), []
-    rows = torch.cat([choices[:, None].float(), target_primitives(logits)], dim=-1).tolist()
-    return [int(row[0]) for row in rows], [TargetPrimitives(row[1], row[2]) for row in rows]
-
-
-def _primitives(scaled_logits: torch.Tensor) -> list[TargetPrimitives]:
-    return [TargetPrimitives(*row) for row in target_primitives(scaled_logits).tolist()]
 
 
 def _greedy_agreements(verdict: Verdict, drafted: Sequence[int]) -> list[float]:
@@ -193,7 +184,7 @@ def autoregressive(
     target.reset()
     while not text.finish_reason:
         logits = target.logits(text.tokens, keep=1)  # [1, V]
-        token = logits.argmax(-1) if sampling.greedy else draw(sampling.probs(logits), generator)
-        text.commit([int(token)])
+        text.commit(most_likely(logits) if sampling.greedy else draw(sampling.probs(logits), generator).tolist())
+        target.truncate(len(text.tokens) - 1)  # nothing to forget, but layers with a window may drop what is behind it
     seconds = time.perf_counter() - began
     return GenerationResult(tuple(prompt_token_ids), text.response, text.finish_reason, (), seconds)

@@ -14,12 +14,15 @@ Which distribution describes which token (text index above, what is known below;
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from dsl_train.copies import CopyIndex
 from dsl_train.records import DraftPrimitives, TargetPrimitives
-from dsl_train.schema import COPY_CAP, MEAN_DECAY, TOP
+from dsl_train.schema import MEAN_DECAY, TOP
 
-_HASH_BASE, _HASH_MASK = 1_000_003, (1 << 61) - 1
+#: Logits this far below the largest count as that far: their probability is nothing, and infinity times nothing none.
+_NEGLIGIBLE = np.float32(-80.0)
 
 
 def draft_primitives(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
@@ -28,6 +31,9 @@ def draft_primitives(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Ten
     `logits` [T, V] is temperature-scaled but not truncated by top-k or top-p; `token_ids` [T] int64. Vocabularies
     smaller than TOP are padded with the smallest log-probability there is.
     """
+    if logits.device.type == "cpu":
+        pairs = zip(logits.float().numpy(), token_ids.tolist(), strict=True)
+        return torch.tensor([_draft_row(row, token_id) for row, token_id in pairs]).view(-1, 1 + TOP + 1)
     log_probs = logits.float().log_softmax(-1)  # [T, V]
     top = log_probs.topk(min(TOP, log_probs.shape[-1]), dim=-1).values  # [T, <= TOP]
     if top.shape[-1] < TOP:
@@ -38,13 +44,35 @@ def draft_primitives(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Ten
 
 def target_primitives(logits: torch.Tensor) -> torch.Tensor:
     """Entropy and largest probability of each row, [T, 2] float32; `logits` [T, V] temperature-scaled."""
+    if logits.device.type == "cpu":
+        return torch.tensor([_target_row(row) for row in logits.float().numpy()]).view(-1, 2)
     log_probs = logits.float().log_softmax(-1)
     return torch.cat([_entropy(log_probs), log_probs.amax(-1, keepdim=True).exp()], dim=-1)
 
 
-def _entropy(log_probs: torch.Tensor) -> torch.Tensor:  # [T, V] -> [T, 1], nats
-    probs = log_probs.exp()
-    return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1, keepdim=True)
+def read_draft(logits: torch.Tensor, token_ids: torch.Tensor | None = None) -> tuple[list[int], DraftPrimitives]:
+    """Token ids and the primitives of the last row, in one copy to the host.
+
+    `logits` as in :func:`draft_primitives`, [T, V]; `token_ids` [T] int64, by default each row's most likely one.
+    """
+    if logits.device.type == "cpu":
+        rows = logits.float().numpy()
+        ids: list[int] = (rows.argmax(-1) if token_ids is None else token_ids).tolist()
+        entropy, *log_probs, token_log_prob = _draft_row(rows[-1], ids[-1])
+        return ids, DraftPrimitives(ids[-1], entropy, tuple(log_probs), token_log_prob)
+    token_ids = logits.argmax(-1) if token_ids is None else token_ids
+    packed = torch.cat([token_ids.double(), draft_primitives(logits[-1:], token_ids[-1:])[0].double()]).tolist()
+    ids = list(map(int, packed[: len(token_ids)]))
+    return ids, unpack_draft(packed[len(ids) :], ids[-1])
+
+
+def read_target(logits: torch.Tensor) -> tuple[list[int], list[TargetPrimitives]]:
+    """Most likely token and primitives of each row, in one copy to the host; `logits` [T, V] temperature-scaled."""
+    if logits.device.type == "cpu":
+        rows = logits.float().numpy()
+        return rows.argmax(-1).tolist(), [TargetPrimitives(*_target_row(row)) for row in rows]
+    packed = torch.cat([logits.argmax(-1)[:, None].double(), target_primitives(logits).double()], dim=-1).tolist()
+    return [int(row[0]) for row in packed], [TargetPrimitives(row[1], row[2]) for row in packed]
 
 
 def unpack_draft(row: list[float], token_id: int) -> DraftPrimitives:
@@ -52,36 +80,39 @@ def unpack_draft(row: list[float], token_id: int) -> DraftPrimitives:
     return DraftPrimitives(token_id, row[0], tuple(row[1 : 1 + TOP]), row[1 + TOP])
 
 
-class CopyIndex:
-    """Which token followed each n-gram (n <= COPY_CAP) of the committed text last. O(COPY_CAP) per token."""
-
-    def __init__(self) -> None:
-        self._followers: dict[int, int] = {}
-        self._tail: list[int] = []  # last COPY_CAP committed tokens
-
-    def append(self, token_id: int) -> None:
-        """Commit one token."""
-        key = 0
-        for earlier in reversed(self._tail):
-            key = _extend(key, earlier)
-            self._followers[key] = token_id
-        self._tail = [*self._tail[1 - COPY_CAP :], token_id] if COPY_CAP > 1 else [token_id]
-
-    def longest_match(self, block: list[int]) -> tuple[int, int | None]:
-        """Length of the longest suffix of text + block that occurs in the committed text with a follower, and that
-        follower (of the most recent occurrence)."""
-        key, length, follower = 0, 0, None
-        for token_id in reversed((self._tail + block)[-COPY_CAP:]):
-            key = _extend(key, token_id)
-            found = self._followers.get(key)
-            if found is None:
-                break
-            length, follower = length + 1, found
-        return length, follower
+def _entropy(log_probs: torch.Tensor) -> torch.Tensor:  # [T, V] -> [T, 1], nats
+    probs = log_probs.exp()
+    return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1, keepdim=True)
 
 
-def _extend(key: int, token_id: int) -> int:
-    return (key * _HASH_BASE + token_id + 1) & _HASH_MASK
+# On the host one row at a time in numpy: after a forward has emptied the caches each new kernel costs more than its
+# arithmetic, and these share theirs (docs/performance.md). `tests/test_features.py` holds both ways together.
+
+
+def _draft_row(logits: np.ndarray, token_id: int) -> list[float]:  # [V] -> [1 + TOP + 1]
+    shifted, log_total, entropy = _normalised(logits)
+    token = float(shifted[token_id])
+    top = []
+    for _ in range(min(TOP, len(shifted))):
+        best = shifted.argmax()
+        top.append(float(shifted[best]) - log_total)
+        shifted[best] = -math.inf
+    return [entropy, *top, *(TOP - len(top)) * top[-1:], token - log_total]
+
+
+def _target_row(logits: np.ndarray) -> tuple[float, float]:
+    _, log_total, entropy = _normalised(logits)
+    return entropy, math.exp(-log_total)
+
+
+def _normalised(logits: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Logits less their largest [V], log of the sum of their exponentials, entropy [nats]."""
+    shifted = logits - logits[logits.argmax()]
+    kept = np.maximum(shifted, _NEGLIGIBLE)
+    weights = np.exp(kept)
+    total = float(np.add.reduce(weights))
+    log_total = math.log(total)
+    return shifted, log_total, log_total - float(weights.dot(kept)) / total
 
 
 class TextState:

@@ -1,11 +1,15 @@
-"""The only code that touches a KV cache."""
+"""One text's tokens through one model: what is fed, what is kept, what is taken back."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
+
+from dsl_train import decoder
+from dsl_train.kv_cache import growing_cache
 
 
 class CachedModel:
@@ -19,13 +23,15 @@ class CachedModel:
         self.model = model
         self.device = model.device
         self.context = context_length(model)
+        self._decoder: Decoder = decoder.DirectDecoder(model) if decoder.fits(model) else LibraryDecoder(model)
         self.reset()
 
     def reset(self) -> None:
         """Forget the sequence."""
         self.length = 0  # cached tokens
-        self._cache = DynamicCache(config=self.model.config)
+        self._decoder.reset()
 
+    @torch.inference_mode()
     def logits(self, token_ids: Sequence[int], keep: int) -> torch.Tensor:
         """Logits after the last `keep` of `token_ids`, [keep, V]; row -1 predicts the token to come.
 
@@ -33,19 +39,53 @@ class CachedModel:
         """
         fed = len(token_ids) - self.length
         assert 0 < keep <= fed, f"keep {keep} of {fed} new tokens ({self.length} of {len(token_ids)} are cached)"
-        input_ids = torch.tensor([token_ids[self.length :]], device=self.device)
-        with _grouped_heads(self.device):
-            output = self.model(
-                input_ids=input_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=keep, return_dict=True
-            )
+        logits = self._decoder.logits(torch.tensor(token_ids[self.length :], device=self.device), self.length, keep)
         self.length = len(token_ids)
-        return output.logits[0]
+        return logits
 
     def truncate(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
-        if length < self.length:
-            self._cache.crop(length - self.length)
-            self.length = length
+        """Forget everything after the first `length` tokens, and for good: the next call may not ask for fewer where
+        a layer remembers no more than a window of them."""
+        if self.length:
+            self._decoder.truncate(max(0, self.length - length))
+            self.length = min(self.length, length)
+
+
+class Decoder(Protocol):
+    """How a model is run; the caller counts the tokens."""
+
+    def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
+        """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
+
+    def truncate(self, num_removed: int) -> None:
+        """Forget the last tokens fed; 0 says that the rest may be taken for final."""
+
+    def reset(self) -> None: ...
+
+
+class LibraryDecoder:
+    """Through transformers' own forward: any causal language model whose cache can be rolled back."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
+        with grouped_heads(token_ids.device):
+            output = self.model(
+                input_ids=token_ids[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=keep,
+                return_dict=True,
+            )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def truncate(self, num_removed: int) -> None:
+        self._cache.crop(-num_removed)
+
+    def reset(self) -> None:
+        self._cache = growing_cache(self.model.config)
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -55,7 +95,7 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 @contextmanager
-def _grouped_heads(device: torch.device) -> Iterator[None]:
+def grouped_heads(device: torch.device) -> Iterator[None]:
     """On the CPU let torch's attention share keys and values among grouped heads under a mask too: transformers would
     copy them once per head for every verification, a tenth of its time on small models. Newer releases read this
     variable at each call; older ones ignore it."""

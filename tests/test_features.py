@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from dsl_train.features import BlockState, CopyIndex, TextState, assemble, draft_primitives, target_primitives
+from dsl_train.copies import CopyIndex
+from dsl_train.features import BlockState, TextState, assemble, draft_primitives, target_primitives
 from dsl_train.records import DraftPrimitives, TargetPrimitives
 from dsl_train.schema import COPY_CAP, CORE, FEATURE_NAMES, GROUPS, fingerprint, select
 

@@ -1,10 +1,11 @@
 """A trained predictor in service: reads an artifact folder, answers in microseconds. The only door to onnxruntime.
 
-Imports numpy and onnxruntime, no torch. Letters: N rows, F features of the schema, f of them used by this predictor.
+onnxruntime opens the file, answers for many rows at once, and for single ones where `light.py` cannot. Imports numpy
+and onnxruntime, no torch. Letters: N rows, F features of the schema, f of them used by this predictor.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from dsl_train import cost, schema
+from dsl_train.predictor.light import LightNetwork, initializers
 from dsl_train.records import DslError
 
 ONNX, CONFIG, CARD = "predictor.onnx", "config.json", "README.md"
@@ -35,7 +37,7 @@ class ThresholdTable:
 
 
 class Predictor:
-    """Survival of a feature vector. Not for several threads at once: one input buffer is reused."""
+    """Survival of a feature vector. Not for several threads at once: buffers are reused."""
 
     def __init__(self, session: onnxruntime.InferenceSession, config: dict[str, Any], folder: Path) -> None:
         self.session, self.config, self.folder = session, config, folder
@@ -44,13 +46,8 @@ class Predictor:
         table = config["threshold_table"]
         self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
         self._columns = np.array([schema.FEATURE_NAMES.index(name) for name in self.names])
-        self._input = np.zeros((1, len(self.names)), dtype=np.float32)
-        self._row = self._input[0]
-        self._output = np.zeros(1, dtype=np.float32)
-        self._binding = session.io_binding()  # binding both buffers once saves a quarter of each call
-        self._binding.bind_input("features", "cpu", 0, np.float32, self._input.shape, self._input.ctypes.data)
-        self._binding.bind_output("survival", "cpu", 0, np.float32, self._output.shape, self._output.ctypes.data)
-        self._run = session.run_with_iobinding
+        self._row = np.zeros(len(self.names), dtype=np.float32)
+        self._light = _light_network(folder / ONNX, self._survivals, len(self.names))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
@@ -79,18 +76,21 @@ class Predictor:
 
     def survival(self, vector: np.ndarray) -> float:
         """P(everything drafted and the next token are accepted); `vector` [F] float32 in schema order."""
+        if self._light is None:
+            return float(self._survivals(vector[None, self._columns])[0])
         vector.take(self._columns, out=self._row, mode="clip")
-        self._run(self._binding)
-        return float(self._output[0])
+        return self._light.survival(self._row)
 
     def survival_batch(self, vectors: np.ndarray) -> np.ndarray:
         """[N, F] -> [N] float32."""
-        columns = np.ascontiguousarray(vectors[:, self._columns], dtype=np.float32)
-        return self.session.run(["survival"], {"features": columns})[0]
+        return self._survivals(np.ascontiguousarray(vectors[:, self._columns], dtype=np.float32))
 
     def threshold(self, c_eff: float) -> float:
         """Smallest survival at which another token is worth `c_eff` target steps."""
         return self.table.at(c_eff)
+
+    def _survivals(self, inputs: np.ndarray) -> np.ndarray:  # [N, f] -> [N]
+        return self.session.run(["survival"], {"features": inputs})[0]
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -108,6 +108,18 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
             f"{path} ({path.stat().st_size} bytes) is damaged or no ONNX model: {str(error).splitlines()[0]}; "
             f"copy it again or write it anew with dsl-train --export_only"
         ) from error
+
+
+def _light_network(path: Path, survivals: Callable[[np.ndarray], np.ndarray], num_inputs: int) -> LightNetwork | None:
+    """The quick way to the same answers; None where the file holds a network of another form."""
+    try:
+        network = LightNetwork(initializers(path.read_bytes()))
+    except (KeyError, IndexError, ValueError):
+        return None
+    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, num_inputs)).astype(np.float32)
+    expected = survivals(rows)
+    agrees = np.allclose([network.survival(row.copy()) for row in rows], expected, rtol=0, atol=1e-5)
+    return network if agrees else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
