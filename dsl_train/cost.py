@@ -1,23 +1,95 @@
-"""What a round costs. Standard library only; measuring is `bench.py`'s business."""
+"""What a round costs, and the stop rule that follows from it. Standard library only; `profile.py` measures.
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+A round that drafts K tokens takes
+
+    seconds(K) = verification(K + 1) + overhead + K * (draft step + predictor)
+
+and verification(1) ... verification(W) are measured one by one: from one token to two it may jump (another kernel),
+each further token costs little. For the stop rule that is a price `c_eff` of every draft and a fixed `jump` for
+drafting at all, so it has two thresholds (:class:`StopRule`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+BISECTIONS = 40
+#: Tokens of the widest verification that the rule's line is laid through: beyond, blocks are rare and another kernel's.
+TYPICAL_WIDTH = 9
+#: Drafts that a forecast looks ahead.
+MAX_FORECAST = 16
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Draft on iff survival exceeds `first` before the first draft, `another` behind it."""
+
+    first: float
+    another: float
+
+    @classmethod
+    def of(cls, threshold: "float | StopRule") -> "StopRule":
+        """One number is both thresholds."""
+        return threshold if isinstance(threshold, StopRule) else cls(threshold, threshold)
+
+    @classmethod
+    def solve(cls, threshold_at: Callable[[float], float], c_eff: float, jump: float) -> "StopRule":
+        """`threshold_at(c)` = rate * c is solved for rounds of price 1 + K * c; now drafting at all costs `jump` too.
+
+        With L the best rate, drafting n more tokens gains sum(survival_k) - L * (n * c + jump). Behind the first draft
+        the jump is paid: the old threshold L * c holds, but L is at least what plain decoding reaches, 1 / (1 - jump)
+        in this unit. Before it, the gain to come must pay for the jump; it is forecast from the one number known,
+        the first survival s, as if every later draft did as well: sum over k of max(0, s ** k - L * c).
+        """
+        another = threshold_at(c_eff)
+        if jump <= 0.0 or another >= 1.0:
+            return cls(another, another)
+        rate = max(1.0, another / c_eff)
+        another *= max(1.0, 1.0 / ((1.0 - jump) * rate))
+        to_pay = another / c_eff * jump
+        low, high = another, 1.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if _forecast_gain(middle, another) > to_pay else (middle, high)
+        return cls(high, another)
+
+
+def _forecast_gain(survival: float, price: float) -> float:
+    return sum(max(0.0, survival**k - price) for k in range(1, MAX_FORECAST + 1))
 
 
 @dataclass(frozen=True)
 class CostProfile:
-    """Measured times of one (target, draft) pair on one machine [seconds]."""
+    """Measured times of one (target, draft) pair on one machine: medians [seconds]."""
 
     draft_step: float
     """One draft token: forward, draw and bookkeeping."""
     target_step: float
     """One target forward over a single new token."""
     target_step_per_token: float = 0.0
-    """What each further token in a verification adds to it."""
+    """What each further token in a verification adds, from the second to TYPICAL_WIDTH."""
     predictor: float = 0.0
     """Features and predictor per draft token."""
+    primitives: float = 0.0
+    """Entropy and log-probabilities per draft token, for the rules that go by them alone."""
     round_overhead: float = 0.0
     """Verification, commit and bookkeeping per round, the forward excluded."""
+    predictor_round: float = 0.0
+    """Features and predictor per round: the question before the first draft, the committed tokens."""
+    target_steps: tuple[float, ...] = ()
+    """[W] target forwards over 1 ... W new tokens; empty where only the two numbers above are known."""
+    spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """First and third quartile of what was timed: `draft`, a token of a block; `target`, a forward over one token;
+    whole rounds, as `features 8`: eight drafts and a policy that looks at features."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CostProfile":
+        """What :meth:`to_dict` wrote, in this or the first version (two numbers for the target). Raises KeyError,
+        TypeError or ValueError if it is neither."""
+        numbers = {f.name: float(values[f.name]) for f in fields(cls) if f.type is float and f.name in values}
+        steps = tuple(map(float, values.get("target_steps", ())))
+        spread = {name: (float(low), float(high)) for name, (low, high) in values.get("spread", {}).items()}
+        return cls(**numbers, target_steps=steps, spread=spread)
 
     @property
     def c(self) -> float:
@@ -25,21 +97,102 @@ class CostProfile:
         return self.draft_step / self.target_step
 
     @property
-    def c_eff(self) -> float:
-        """Price of one more draft token, everything included, in target steps."""
-        return (self.draft_step + self.predictor + self.target_step_per_token) / self.round_base
-
-    @property
     def round_base(self) -> float:
-        """A round without drafts [seconds]."""
+        """A round of plain decoding, nobody asked [seconds]: the unit of :meth:`round_cost`."""
         return self.target_step + self.round_overhead
 
-    def round_cost(self, num_drafted: float) -> float:
-        """Cost of a round in rounds without drafts: 1 + K * c_eff."""
-        return 1.0 + num_drafted * self.c_eff
+    @property
+    def verification_jump(self) -> float:
+        """What verifying more than one token costs beyond `target_step_per_token` each [seconds]: where the line
+        through the steps of typical width meets a width of one, above the measured step."""
+        if len(self.target_steps) < 3:
+            return 0.0
+        wider = self.target_steps[1:TYPICAL_WIDTH]
+        on_the_line = sum(wider) / len(wider) - self.target_step_per_token * (len(wider) + 1) / 2
+        return max(0.0, on_the_line - self.target_step)
 
-    def to_dict(self) -> dict[str, float]:
-        return {**asdict(self), "c": self.c, "c_eff": self.c_eff}
+    @property
+    def _drafting_base(self) -> float:
+        """A round that drafts, without its drafts [seconds]."""
+        return self.round_base + self.predictor_round + self.verification_jump
+
+    @property
+    def c_eff(self) -> float:
+        """Price of one more draft token, everything included, in rounds that draft (their drafts not counted)."""
+        return (self.draft_step + self.predictor + self.target_step_per_token) / self._drafting_base
+
+    @property
+    def jump(self) -> float:
+        """Price of drafting at all, in the same unit."""
+        return self.verification_jump / self._drafting_base
+
+    def stop_rule(self, threshold_at: Callable[[float], float]) -> StopRule:
+        """The predictor's thresholds at these costs."""
+        return StopRule.solve(threshold_at, self.c_eff, self.jump)
+
+    def without_predictor(self) -> "CostProfile":
+        """What a rule pays that looks at nothing but the position."""
+        return replace(self, predictor=0.0, predictor_round=0.0)
+
+    def for_needs(self, needs: str) -> "CostProfile":
+        """What a rule pays for what it looks at: `position`, `primitives` or `features` (`policies.base.Needs`)."""
+        if needs == "features":
+            return self
+        return replace(self.without_predictor(), predictor=self.primitives if needs == "primitives" else 0.0)
+
+    def verification(self, width: int) -> float:
+        """A target forward over `width` new tokens [seconds]: measured; beyond the table, a line through its second
+        half."""
+        measured = self.target_steps or (self.target_step,)
+        if width <= len(measured):
+            return measured[width - 1]
+        half = len(measured) // 2
+        rise = (measured[-1] - measured[half]) / (len(measured) - 1 - half) if half else self.target_step_per_token
+        return measured[-1] + (width - len(measured)) * max(0.0, rise)
+
+    def round_seconds(self, num_drafted: int) -> float:
+        drafts = num_drafted * (self.draft_step + self.predictor)
+        return self.verification(num_drafted + 1) + self.round_overhead + self.predictor_round + drafts
+
+    def round_cost(self, num_drafted: int) -> float:
+        """A round in rounds of plain decoding."""
+        return self.round_seconds(num_drafted) / self.round_base
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "c": self.c, "c_eff": self.c_eff, "jump": self.jump}
+
+
+Price = float | CostProfile
+"""What rounds are paid in. A number c: a round with K drafts costs 1 + K * c target steps; a profile: as measured."""
+
+
+def round_costs(price: Price, max_drafted: int) -> list[float]:
+    """[max_drafted + 1] costs of rounds with 0, 1, ... drafts, in rounds of plain decoding."""
+    if isinstance(price, CostProfile):
+        return [price.round_cost(num_drafted) for num_drafted in range(max_drafted + 1)]
+    return [1.0 + price * num_drafted for num_drafted in range(max_drafted + 1)]
+
+
+def rule_at(price: Price, threshold_at: Callable[[float], float]) -> StopRule:
+    """A predictor's thresholds at a price."""
+    return price.stop_rule(threshold_at) if isinstance(price, CostProfile) else StopRule.of(threshold_at(price))
+
+
+def price_for(needs: str, price: Price) -> Price:
+    """:meth:`CostProfile.for_needs`; a number is the same for all."""
+    return price.for_needs(needs) if isinstance(price, CostProfile) else price
+
+
+def c_of(price: Price) -> float:
+    """The price of one more draft as a number, to name a profile by."""
+    return price.c_eff if isinstance(price, CostProfile) else price
+
+
+def marginal(price: Price) -> float:
+    """Price of one more draft, in rounds of plain decoding."""
+    if isinstance(price, CostProfile):
+        return (price.draft_step + price.predictor + price.target_step_per_token) / price.round_base
+    return price
 
 
 def interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:

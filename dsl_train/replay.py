@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dsl_train.cost import Price, StopRule, marginal, round_costs
 from dsl_train.decisions import Decisions
 from dsl_train.policies.base import Policy
 from dsl_train.records import Round
@@ -91,14 +92,19 @@ class ReplayResult:
             f"{MAX_EXHAUSTED:.1%}), so this replay drafts too little; collect with a larger --tail_length"
         )
 
-    def rate(self, c: float) -> float:
-        """Tokens per target step if a draft costs `c` of them: the speedup over decoding without a draft."""
-        cost = self.num_rounds + c * float(self.num_drafted.sum())
+    def rate(self, price: Price) -> float:
+        """Tokens per target step (where a profile is the price: per round of plain decoding): the speedup over decoding
+        without a draft."""
+        cost = float(self._round_costs(price).sum())
         return self.num_tokens / cost if cost else 0.0
 
-    def cost_by_sequence(self, c: float) -> np.ndarray:
-        """[Q] target steps; `tokens.sum() / cost.sum()` over resampled prompts bootstraps :meth:`rate`."""
-        return self.rounds_by_sequence + c * self.drafted_by_sequence
+    def cost_by_sequence(self, price: Price) -> np.ndarray:
+        """[Q] in that unit; `tokens.sum() / cost.sum()` over resampled prompts bootstraps :meth:`rate`."""
+        return np.bincount(self.sequence, self._round_costs(price), len(self.tokens))
+
+    def _round_costs(self, price: Price) -> np.ndarray:
+        """[R]"""
+        return np.array(round_costs(price, int(self.num_drafted.max(initial=0))))[self.num_drafted]
 
 
 def replay_lookahead(
@@ -146,9 +152,12 @@ def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int
     return replay_lookahead(decisions, np.minimum(np.minimum(lookahead, counts), cap), exhausted)
 
 
-def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float) -> ReplayResult:
+def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float | StopRule) -> ReplayResult:
     """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N]."""
-    return replay_answers(decisions, survival > threshold)
+    rule = StopRule.of(threshold)
+    if rule.first == rule.another:
+        return replay_answers(decisions, survival > rule.another)
+    return replay_answers(decisions, survival > np.where(decisions.position == 0, rule.first, rule.another))
 
 
 def replay_static(decisions: Decisions, lookahead: int) -> ReplayResult:
@@ -192,32 +201,45 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
     )
 
 
-def solve_thresholds(decisions: Decisions, survival: np.ndarray, costs: Sequence[float]) -> list[float]:
-    """For each price of a draft [target steps], the survival above which another one pays; `survival` is [N].
+def draft_rows(decisions: Decisions, starts: np.ndarray, position: int) -> np.ndarray:
+    """Trace row of the draft number `position` (from 0) of each of `starts`; -1 behind the recorded tail."""
+    run = decisions.run[starts].astype(np.int64)
+    last = starts + np.minimum(position, run)  # number of the start at the last draft on the text
+    depth = np.maximum(0, position - run)
+    return np.where(depth <= decisions.num_tail[last], decisions.row[last] + depth, -1)
 
-    Another draft pays iff survival > rate * c; the best rate is the fixed point of replaying that rule (Dinkelbach).
-    Other thresholds are tried as well and preferred where clearly better, which a calibrated survival never needs.
+
+def solve_thresholds(decisions: Decisions, survival: np.ndarray, prices: Sequence[Price]) -> list[float]:
+    """For each price, the survival above which another draft pays; `survival` is [N].
+
+    Another draft pays iff survival > rate * its price; the best rate is the fixed point of replaying that rule
+    (Dinkelbach). Other thresholds are tried as well and preferred where clearly better, which a calibrated survival
+    never needs. One threshold serves before and behind the first draft.
     """
-    totals: dict[float, tuple[int, int]] = {}
-
-    def rate_at(threshold: float, c: float) -> float:
-        if threshold not in totals:
-            result = replay_survival(decisions, survival, threshold)
-            totals[threshold] = result.num_rounds, int(result.num_drafted.sum())
-        num_rounds, num_drafted = totals[threshold]
-        return num_tokens / (num_rounds + c * num_drafted) if num_rounds else 1.0
-
+    rounds_by_drafts: dict[float, np.ndarray] = {}  # threshold -> [max_lookahead + 1] rounds with 0, 1, ... drafts
+    num_counts = decisions.max_lookahead + 1
     num_tokens = int(decisions.bounds[-1])
-    return [_solve_threshold(rate_at, c) for c in costs]
+
+    def rate_at(threshold: float, costs: np.ndarray) -> float:
+        if threshold not in rounds_by_drafts:
+            drafted = replay_survival(decisions, survival, threshold).num_drafted
+            rounds_by_drafts[threshold] = np.bincount(drafted, minlength=num_counts)
+        cost = float(rounds_by_drafts[threshold] @ costs)
+        return num_tokens / cost if cost else 1.0
+
+    def solve(price: Price) -> float:
+        costs = np.array(round_costs(price, decisions.max_lookahead))
+        return _solve_threshold(lambda threshold: rate_at(threshold, costs), marginal(price))
+
+    return list(map(solve, prices))
 
 
-def _solve_threshold(rate_at: Callable[[float, float], float], c: float) -> float:
+def _solve_threshold(rate_at: Callable[[float], float], c: float) -> float:
     rate = 1.0  # of drafting nothing
     for _ in range(MAX_ITERATIONS):
-        previous, rate = rate, max(1.0, rate_at(rate * c, c))
+        previous, rate = rate, max(1.0, rate_at(rate * c))
         if abs(rate - previous) < 1e-4 * rate:
             break
     solved = rate * c
-    others = (*(solved * factor for factor in NEARBY), *ANYWHERE)
-    best = max(others, key=lambda threshold: rate_at(threshold, c))
-    return best if rate_at(best, c) > rate_at(solved, c) * (1 + CLEARLY) else solved
+    best = max((*(solved * factor for factor in NEARBY), *ANYWHERE), key=rate_at)
+    return best if rate_at(best) > rate_at(solved) * (1 + CLEARLY) else solved

@@ -14,7 +14,8 @@ def is_learned(spec: str) -> bool:
     return spec.partition(":")[0] == "learned"
 
 
-def _contenders() -> list[str]:
+def all_contenders() -> list[str]:
+    """Who competes unless told otherwise."""
     static = [f"static:{k}" for k in range(1, 11)]
     return [AUTOREGRESSIVE, *static, "heuristic", "confidence", "learned", TRANSFORMERS, ASSISTED]
 
@@ -23,26 +24,32 @@ def _contenders() -> list[str]:
 class BenchConfig:
     """Compare stopping rules: live on the clock, replayed over traces, or only measure what a step costs here."""
 
-    mode: Literal["live", "replay", "profile"] = "live"
-    """live: generate and time; replay: walk over --traces with a cost, no model loaded; profile: measure the costs."""
+    mode: Literal["live", "replay", "profile", "verify"] = "live"
+    """live: generate and time; replay: walk over --traces with a cost, no model loaded; profile: measure the costs;
+    verify: test that greedy texts and the law of sampled ones are the target's own."""
     target: str = ""
-    """Target model: folder or Hub id (live, profile)."""
+    """Target model: folder or Hub id (live, profile, verify)."""
     draft: str = ""
-    """Draft model: folder or Hub id (live, profile)."""
+    """Draft model: folder or Hub id (live, profile, verify)."""
     predictor: str | None = None
     """Folder of a trained predictor. Default: the draft's `dsl/`."""
     prompts: str = ""
-    """Prompt file or Hub data set (live)."""
+    """Prompt file or Hub data set (live, verify). Default of verify: a few prompts of its own."""
     column: str | None = None
     """Column of the prompts. Default: recognised."""
     traces: list[str] = field(default_factory=list)
-    """Trace folders of held-out prompts (replay)."""
-    policies: list[str] = field(default_factory=_contenders)
-    """Who competes: NAME[:ARGS] each. `autoregressive`, `transformers` and `transformers-assisted` run live only."""
+    """Trace folders of held-out prompts (replay, report)."""
+    policies: list[str] = field(default_factory=all_contenders)
+    """Who competes: NAME[:ARGS] each. `autoregressive`, `transformers` and `transformers-assisted` are not
+    replayed. Default of verify: one rule of each kind, a coin, and the predictor if there is one."""
     num_prompts: int = 16
-    """Prompts to use, from the first on (live)."""
+    """Prompts to use, from the first on (live, verify)."""
     max_new_tokens: int = 128
     """Length of a response, unless it ends by itself (live)."""
+    draws: int = 1000
+    """Sampled texts of each policy after each prompt (verify)."""
+    law_prompts: int = 2
+    """Prompts whose sampled texts are tested, from the first on (verify)."""
     repeats: int = 3
     """How often each prompt is timed with each policy (live)."""
     temperature: float = 0.0
@@ -63,15 +70,26 @@ class BenchConfig:
     """Survival above which `learned` drafts on. Default: from the measured cost."""
     c: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3])
     """Costs of a draft token in target steps to replay at (replay); with --target and --draft the measured one too."""
+    report: str | None = None
+    """Folder for a report on --traces and the predictor: one HTML page, figures, all numbers; and what was timed."""
+    tune_on: list[str] = field(default_factory=list)
+    """Trace folders of other prompts, on which the report tunes every rule. Default: --traces, in the rules' favour."""
     output: str | None = None
     """Folder for result.json, config.json and plots. Default: only print."""
 
     def __post_init__(self) -> None:
-        required = {"live": ("target", "draft", "prompts"), "replay": ("traces",), "profile": ("target", "draft")}
+        required = {
+            "live": ("target", "draft", "prompts"),
+            "replay": ("traces",),
+            "profile": ("target", "draft"),
+            "verify": ("target", "draft"),
+        }
         for name in required[self.mode]:
             if not getattr(self, name):
                 raise ValueError(f"--mode {self.mode} needs --{name}")
-        for name in ("num_prompts", "max_new_tokens", "repeats"):
+        if self.report and not self.traces:
+            raise ValueError("--report needs --traces of held-out prompts")
+        for name in ("num_prompts", "max_new_tokens", "repeats", "draws", "law_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if not self.policies or not self.c or min(self.c) <= 0:

@@ -107,22 +107,23 @@ def run_live(config: BenchConfig) -> LiveResult:
         best_static=best_static,
         mismatches=tuple(compare(results, [prompt_id for prompt_id, _ in setup.prompts])) if greedy else (),
         cost=setup.cost,
-        threshold=setup.threshold,
+        threshold=setup.rule.another if setup.rule else None,
         num_prompts=len(setup.prompts),
         dtype=setup.pair.target_identity.dtype,
         greedy=greedy,
     )
 
 
-def contender(name: str, setup: Setup) -> Generate:
-    """How `name` continues a prompt. Raises DslError for an unknown policy, or a learned one without predictor."""
+def contender(name: str, setup: Setup, target: CachedModel | None = None, draft: CachedModel | None = None) -> Generate:
+    """How `name` continues a prompt, with caches of its own unless given. Raises DslError for an unknown policy, or a
+    learned one without predictor."""
     pair, sampling, max_new_tokens = setup.pair, setup.config.sampling, setup.config.max_new_tokens
     if name in (TRANSFORMERS, ASSISTED):
         return hf_generate(pair, sampling, max_new_tokens, assisted=name == ASSISTED)
-    target, eos = CachedModel(pair.target), pair.eos_token_ids
+    target, eos = target or CachedModel(pair.target), pair.eos_token_ids
     if name == AUTOREGRESSIVE:
         return lambda prompt, seed: autoregressive(target, prompt, max_new_tokens, sampling, eos, seed)
-    engine = SpeculativeEngine(target, CachedModel(pair.draft), setup.policy(name), sampling, eos)
+    engine = SpeculativeEngine(target, draft or CachedModel(pair.draft), setup.policy(name), sampling, eos)
     return lambda prompt, seed: engine.generate(prompt, max_new_tokens, seed)
 
 

@@ -1,9 +1,12 @@
 """Policies over traces, priced by a cost model; no model runs unless its costs are to be measured.
 
-Exact for greedy traces (the rounds are those of the live loop), exact in distribution for sampled ones.
+Exact for greedy traces (the rounds are those of the live loop), exact in distribution for sampled ones: each traced
+text is one draw of the coupling between target and draft. More draws are more folders of the same texts, collected with
+another seed; their number is told.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +16,12 @@ import numpy as np
 
 from dsl_train import decisions, replay, statistics
 from dsl_train.api import load_predictor
+from dsl_train.bench.ceiling import CEILINGS, replay_ceiling
 from dsl_train.bench.config import LIVE_ONLY, BenchConfig, is_learned
 from dsl_train.bench.setup import open_pair, open_predictor
+from dsl_train.cost import CostProfile, Price, StopRule, c_of, price_for, rule_at
 from dsl_train.decisions import Decisions
-from dsl_train.policies.factory import make_policy
+from dsl_train.policies.factory import make_policy, needs_of
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.profile import cached_profile
 from dsl_train.replay import ReplayResult
@@ -25,8 +30,8 @@ from dsl_train.traces import open_traces
 
 BOUNDS = {"oracle": replay.replay_oracle, "oracle+": replay.replay_oracle_plus}
 """What no policy can reach: they see the future."""
-At = Callable[[float], ReplayResult]
-"""The rounds of a policy where a draft costs so many target steps; only the learned one looks at it."""
+At = Callable[[Price], ReplayResult]
+"""The rounds of a policy at a price; most policies do not look at it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,15 @@ class ReplayRow:
 
 
 @dataclass(frozen=True)
+class GapClosed:
+    policy: str
+    bound: str
+    """`oracle+`, or `ceiling` for sampled texts."""
+    shares: tuple[Interval, ...]
+    """One for each cost: 0 is the best static lookahead, 1 the bound."""
+
+
+@dataclass(frozen=True)
 class ReplayTable:
     costs: tuple[float, ...]
     """Prices of one more draft token [target steps], rising."""
@@ -49,6 +63,10 @@ class ReplayTable:
     """One for each cost, chosen on these very prompts: the hardest to beat."""
     warnings: tuple[str, ...]
     num_prompts: int
+    gaps: tuple["GapClosed", ...] = ()
+    """How far the learned policy goes from the best static lookahead towards each bound."""
+    coupling_draws: int = 1
+    """Draws averaged for each text; 1 is all there is when greedy."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"mode": "replay", **asdict(self)}
@@ -62,19 +80,27 @@ def run_replay(config: BenchConfig) -> ReplayTable:
     if any(map(is_learned, names)):
         predictor = load_predictor(config.predictor or config.draft or traces.pair["draft"]["id"])
         predictor.check_pair(**traces.pair)
-    costs = sorted({*config.c, *measured_cost(config)})
+    prices: list[Price] = sorted([*set(config.c), *measured_price(config)], key=c_of)
     walked = decisions.build(traces, predictor.max_lookahead) if predictor else decisions.build(traces)
-    contenders = {name: contender(name, walked, predictor, config.threshold) for name in [*names, *BOUNDS]}
-    return tabulate({name: [at(c) for c in costs] for name, at in contenders.items()}, costs, config.seed)
+    sampled = any(sequence.temperature > 0 for sequence in walked.sequences)
+    bounds = [*BOUNDS, *CEILINGS] if sampled else list(BOUNDS)
+    contenders = {name: contender(name, walked, predictor, config.threshold) for name in [*names, *bounds]}
+    results = {name: [at(price_of(name, price)) for price in prices] for name, at in contenders.items()}
+    return tabulate(results, prices, config.seed, coupling_draws(walked))
 
 
-def tabulate(results: Mapping[str, Sequence[ReplayResult]], costs: Sequence[float], seed: int = 0) -> ReplayTable:
-    """Rates of each policy at each cost, bootstrapped by prompt and compared with the best static lookahead."""
-    rates = {name: list(map(by_prompt, of_name, costs)) for name, of_name in results.items()}
+def tabulate(
+    results: Mapping[str, Sequence[ReplayResult]], prices: Sequence[Price], seed: int = 0, num_draws: int = 1
+) -> ReplayTable:
+    """Rates of each policy at each price, bootstrapped by prompt and compared with the best static lookahead."""
+    rates = {
+        name: [by_prompt(result, price_of(name, price)) for result, price in zip(of_name, prices, strict=True)]
+        for name, of_name in results.items()
+    }
     num_prompts = len(next(iter(rates.values()))[0].tokens)
     counts = statistics.draws(num_prompts, seed=seed)
     static = [name for name in rates if name.startswith("static:")]
-    best = [statistics.fastest({name: rates[name][i] for name in static}) for i in range(len(costs))]
+    best = [statistics.fastest({name: rates[name][i] for name in static}) for i in range(len(prices))]
     rows = [
         ReplayRow(
             policy=name,
@@ -89,17 +115,44 @@ def tabulate(results: Mapping[str, Sequence[ReplayResult]], costs: Sequence[floa
         for name in results
     ]
     warnings = [f"{name}: {of_name[0].warning}" for name, of_name in results.items() if of_name[0].warning]
-    return ReplayTable(tuple(costs), tuple(rows), tuple(filter(None, best)), tuple(warnings), num_prompts)
+    return ReplayTable(
+        costs=tuple(map(c_of, prices)),
+        rows=tuple(rows),
+        best_static=tuple(filter(None, best)),
+        warnings=tuple(warnings),
+        num_prompts=num_prompts,
+        gaps=tuple(_gaps(rates, best, counts)),
+        coupling_draws=num_draws,
+    )
+
+
+def _gaps(
+    rates: Mapping[str, Sequence[Rates]], best_static: Sequence[str | None], counts: np.ndarray
+) -> Iterator[GapClosed]:
+    bounds = [bound for bound in ("oracle+", "ceiling") if bound in rates]
+    for policy in filter(is_learned, rates):
+        for bound in bounds if all(best_static) else ():
+            shares = [
+                statistics.share(own, rates[base][i], rates[bound][i], counts)
+                for i, (own, base) in enumerate(zip(rates[policy], filter(None, best_static), strict=True))
+            ]
+            yield GapClosed(policy, bound, tuple(shares))
 
 
 def contender(name: str, walked: Decisions, predictor: Predictor | None, threshold: float | None) -> At:
     """Each policy by the quickest way that is exact."""
     if name in BOUNDS:
         return _constant(BOUNDS[name](walked))
+    if name in CEILINGS:
+        return lambda price: replay_ceiling(walked, name, price)
     if is_learned(name) and predictor:
         survival = predictor.survival_batch(walked.features)
-        table = predictor.threshold if threshold is None else lambda _: threshold
-        return lambda c: replay.replay_survival(walked, survival, table(c))
+
+        def at(price: Price) -> ReplayResult:
+            rule = rule_at(price, predictor.threshold) if threshold is None else StopRule.of(threshold)
+            return replay.replay_survival(walked, survival, rule)
+
+        return at
     return _constant(replay.replay_policy(walked, make_policy(name)))
 
 
@@ -107,17 +160,28 @@ def _constant(result: ReplayResult) -> At:
     return lambda _: result
 
 
-def by_prompt(result: ReplayResult, c: float) -> Rates:
+def price_of(name: str, price: Price) -> Price:
+    """What `name` pays: each rule for what it looks at, a bound for nothing."""
+    return price_for("position" if name in (*BOUNDS, *CEILINGS) else needs_of(name), price)
+
+
+def by_prompt(result: ReplayResult, price: Price) -> Rates:
     """Tokens and cost [target steps] of each prompt, all its texts together."""
     _, prompt = np.unique(result.prompt_ids, return_inverse=True)
     total = partial(np.bincount, prompt)
-    return Rates(total(result.tokens), total(result.cost_by_sequence(c)))
+    return Rates(total(result.tokens), total(result.cost_by_sequence(price)))
 
 
-def measured_cost(config: BenchConfig) -> list[float]:
-    """c_eff of the pair on this machine, the predictor's own price included; nothing if no pair is given."""
+def coupling_draws(walked: Decisions) -> int:
+    """How often each text was coupled with the draft: the least of all texts."""
+    texts = Counter((text.prompt_id, text.response_token_ids.tobytes()) for text in walked.sequences)
+    return min(texts.values())
+
+
+def measured_price(config: BenchConfig) -> list[CostProfile]:
+    """What rounds of the pair cost on this machine; nothing if no pair is given."""
     if not (config.target and config.draft):
         return []
     pair = open_pair(config)
     predictor = open_predictor(config, pair) if any(map(is_learned, config.policies)) else None
-    return [cached_profile(pair, predictor, config.sampling).c_eff]
+    return [cached_profile(pair, predictor, config.sampling)]

@@ -8,8 +8,8 @@ import torch
 
 from dsl_train.api import find_predictor
 from dsl_train.bench.config import BenchConfig, is_learned
-from dsl_train.collect.prompts import read_prompts
-from dsl_train.cost import CostProfile
+from dsl_train.collect.prompts import Prompt, read_prompts
+from dsl_train.cost import CostProfile, StopRule
 from dsl_train.loading import Pair, load_pair
 from dsl_train.policies.base import Policy
 from dsl_train.policies.factory import make_policy
@@ -17,6 +17,14 @@ from dsl_train.predictor.runtime import Predictor
 from dsl_train.profile import cached_profile
 from dsl_train.records import DslError
 from dsl_train.runner import CachedModel
+
+#: What a run is verified on if it is given no prompts.
+OWN_PROMPTS = (
+    "Once upon a time there was",
+    "def main(arguments):\n    for name in arguments:\n        ",
+    "The first law of thermodynamics states that",
+    "1, 1, 2, 3, 5, 8,",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,23 +37,24 @@ class Setup:
     """None unless a policy is `learned`."""
     cost: CostProfile | None
     """Measured anew when there is a predictor: the machine may be busier than it was."""
-    threshold: float | None
+    rule: StopRule | None
+    """What `learned` compares survival with."""
 
     @classmethod
     def of(cls, config: BenchConfig) -> "Setup":
         pair = open_pair(config)
-        prompts = _read_prompts(config, pair)
+        prompts = read_prompts_as_tokens(config, pair)
         if not any(is_learned(name) for name in config.policies):
             return cls(config, pair, prompts, None, None, None)
         predictor = open_predictor(config, pair)
         cost = cached_profile(pair, predictor, config.sampling, fresh=True)
-        threshold = predictor.threshold(cost.c_eff) if config.threshold is None else config.threshold
-        return cls(config, pair, prompts, predictor, cost, threshold)
+        rule = cost.stop_rule(predictor.threshold) if config.threshold is None else StopRule.of(config.threshold)
+        return cls(config, pair, prompts, predictor, cost, rule)
 
     def policy(self, spec: str) -> Policy:
         """Raises DslError if the specification is not understood."""
         learned = is_learned(spec)
-        return make_policy(spec, self.predictor if learned else None, self.threshold if learned else None)
+        return make_policy(spec, self.predictor if learned else None, self.rule if learned else None)
 
 
 def open_pair(config: BenchConfig) -> Pair:
@@ -57,7 +66,7 @@ def open_pair(config: BenchConfig) -> Pair:
 
 def open_predictor(config: BenchConfig, pair: Pair) -> Predictor:
     """Raises DslError if there is none, or it belongs to another pair."""
-    predictor = find_predictor(pair, config.predictor)
+    predictor = find_predictor(pair.draft_identity.id, config.predictor)
     predictor.check_pair(**pair.describe())
     return predictor
 
@@ -70,8 +79,11 @@ def measure_costs(config: BenchConfig) -> CostProfile:
     return cached_profile(pair, predictor, config.sampling, fresh=True)
 
 
-def _read_prompts(config: BenchConfig, pair: Pair) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer)
+def read_prompts_as_tokens(config: BenchConfig, pair: Pair) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    if config.prompts:
+        prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer)
+    else:
+        prompts = [Prompt(f"own-{number}", text) for number, text in enumerate(OWN_PROMPTS)]
     tokenized = tuple((prompt.prompt_id, tuple(prompt.encode(pair.tokenizer))) for prompt in prompts)
     for prompt_id, token_ids in tokenized:
         _check_length(prompt_id, token_ids, CachedModel(pair.target).context)

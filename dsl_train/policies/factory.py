@@ -5,8 +5,10 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dsl_train.cost import StopRule
+from dsl_train.policies.acceptance import SpecDecPolicy
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy
-from dsl_train.policies.base import Policy
+from dsl_train.policies.base import Needs, Policy
 from dsl_train.policies.rules import HeuristicPolicy, RandomPolicy, StaticPolicy
 from dsl_train.policies.signals import ConfidencePolicy, CumulativePolicy, KangarooPolicy, LogisticPolicy, SvipPolicy
 from dsl_train.records import DslError
@@ -25,6 +27,7 @@ _RULES: dict[str, Callable[..., Policy]] = {
     "adaedl": AdaEdlPolicy,
     "cumulative": CumulativePolicy,
     "logistic": LogisticPolicy,
+    "specdec++": SpecDecPolicy,
     "random": RandomPolicy,
 }
 
@@ -41,11 +44,12 @@ POLICIES: dict[str, str] = {
     "adaedl": "THRESHOLD,CAP: stop where 1 - sqrt(0.2 * entropy) is smaller, creeping towards 0.9 acceptance",
     "cumulative": "THRESHOLD,CAP: stop once the product of draft probabilities is smaller",
     "logistic": "THRESHOLD,SLOPE,INTERCEPT,...: one feature and an intercept per position",
+    "specdec++": "FILE,THRESHOLD,CAP: stop once a rejection is likelier, by the acceptance model in FILE",
     "random": "PROBABILITY,SEED,CAP: a coin, for tests",
 }
 
 
-def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: float | None = None) -> Policy:
+def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: float | StopRule | None = None) -> Policy:
     """A fresh policy from `NAME[:ARG,ARG...]`, as `static:4` or `confidence:0.4,20`; arguments have defaults.
 
     `learned` needs a predictor and a threshold, and no other policy takes them. Raises DslError naming what is wrong.
@@ -59,11 +63,21 @@ def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: floa
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise DslError(f"unknown policy {name!r}; {meant}Choose one of {', '.join(POLICIES)}")
     if threshold is not None:
-        raise DslError(f"a threshold of {threshold:g} is for the learned policy; {_usage(name)} instead")
+        given = f"{StopRule.of(threshold).another:g}"
+        raise DslError(f"a threshold of {given} is for the learned policy; {_usage(name)} instead")
     return _RULES[name](*_parse(spec, name, arguments))
 
 
-def _learned(spec: str, arguments: list[str], predictor: "Predictor | None", threshold: float | None) -> Policy:
+def needs_of(spec: str) -> Needs:
+    """What the policy looks at, without making it."""
+    name = spec.partition(":")[0]
+    needs: Needs = "features" if name == "learned" else _RULES[name].needs  # type: ignore[attr-defined]  # of the class
+    return needs
+
+
+def _learned(
+    spec: str, arguments: list[str], predictor: "Predictor | None", threshold: float | StopRule | None
+) -> Policy:
     from dsl_train.policies.learned import LearnedPolicy
 
     if arguments:
@@ -76,22 +90,22 @@ def _learned(spec: str, arguments: list[str], predictor: "Predictor | None", thr
     return LearnedPolicy(predictor, threshold)
 
 
-def _parse(spec: str, name: str, arguments: list[str]) -> list[int | float]:
+def _parse(spec: str, name: str, arguments: list[str]) -> list[int | float | str]:
     """Arguments converted to what the rule's constructor annotates, and within their range."""
     parameters = list(inspect.signature(_RULES[name]).parameters.values())
-    values: list[int | float] = []
+    values: list[int | float | str] = []
     for i, argument in enumerate(arguments):
         parameter = parameters[min(i, len(parameters) - 1)] if parameters else None
         if parameter is None or (i >= len(parameters) and parameter.kind is not inspect.Parameter.VAR_POSITIONAL):
             raise DslError(f"policy {spec!r} has {len(arguments)} arguments, {name} takes {len(parameters)} at most")
         try:
-            values.append(int(argument) if parameter.annotation is int else float(argument))
+            values.append(argument if parameter.annotation is str else parameter.annotation(argument))
         except ValueError:
             kind = "a whole number" if parameter.annotation is int else "a number"
             raise DslError(
                 f"policy {spec!r}: {parameter.name} must be {kind}, not {argument!r}; {_usage(name)}"
             ) from None
-        if parameter.annotation is int and values[-1] < 0:
+        if parameter.annotation is int and int(argument) < 0:
             raise DslError(f"policy {spec!r}: {parameter.name} must be 0 or more, not {argument}; {_usage(name)}")
     required = sum(p.default is p.empty for p in parameters)
     if len(values) < required:

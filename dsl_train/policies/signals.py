@@ -27,11 +27,11 @@ class ConfidencePolicy(Policy):
 
 
 class KangarooPolicy(Policy):
-    """Stop behind the first distribution whose largest probability is under the threshold."""
+    """Stop behind the first distribution whose largest probability is under the threshold (2404.18911, its code)."""
 
     needs: Needs = "primitives"
 
-    def __init__(self, threshold: float = 0.6, max_lookahead: int = 20) -> None:
+    def __init__(self, threshold: float = 0.6, max_lookahead: int = 6) -> None:
         self.name = f"kangaroo:{threshold:g},{max_lookahead}"
         self.threshold, self.max_lookahead = threshold, max_lookahead
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dsl_train import provenance
 from dsl_train.bench.live import LiveResult
+from dsl_train.bench.lossless import VerifyResult
 from dsl_train.bench.replay import ReplayTable
 from dsl_train.cost import CostProfile
 from dsl_train.records import DslError
@@ -33,7 +34,7 @@ def begin(folder: Path, config: dict[str, Any]) -> None:
         raise DslError(f"output folder {folder} cannot be written ({error}); choose another with --output") from error
 
 
-def finish(folder: Path, result: LiveResult | ReplayTable | CostProfile) -> None:
+def finish(folder: Path, result: LiveResult | ReplayTable | CostProfile | VerifyResult) -> None:
     """Write plots, then the numbers with the software and command they come from."""
     if isinstance(result, LiveResult):
         plots.save_live(result, folder)

@@ -1,78 +1,63 @@
-"""Plots as PNG files; the only door to matplotlib. Knows results; computes nothing."""
+"""Plots of a benchmark as PNG files. Knows results; computes nothing."""
 
-import io
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsl_train import provenance
 from dsl_train.bench.config import AUTOREGRESSIVE, is_learned
 from dsl_train.bench.live import LiveResult, PolicyResult
 from dsl_train.bench.replay import ReplayTable
-from dsl_train.statistics import Interval
+from dsl_train.report import style
+from dsl_train.report.style import RC, errors, new_figure, save_png, write_beside
 
-_LEARNED, _STATIC, _RULE, _REFERENCE = "#d95f02", "#7fa6c9", "#4c78a8", "#9a9a9a"
-_LINES = {"learned": _LEARNED, "static": _STATIC, "heuristic": "#54935c", "confidence": "#8172b3"}
-_BOUND = {"oracle": "#6b6b6b", "oracle+": "#a8a8a8"}
+_LINES = {"learned": style.LEARNED, "static": style.STATIC, "heuristic": style.OTHERS[1], "confidence": style.OTHERS[2]}
+_BOUND = {"oracle": style.INK, "oracle+": style.BOUND}
 _REACHED = 0.01  # positions that fewer rounds reach are left out
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-}
 
 
 def save_live(result: LiveResult, folder: Path) -> None:
     """`speed.png` and `acceptance.png`."""
-    _save(speed_figure(result), folder / "speed.png")
-    _save(acceptance_figure(result), folder / "acceptance.png")
+    save_png(speed_figure(result), folder / "speed.png")
+    save_png(acceptance_figure(result), folder / "acceptance.png")
 
 
 def save_replay(result: ReplayTable, folder: Path) -> None:
     """`rates.png`"""
-    _save(rates_figure(result), folder / "rates.png")
+    save_png(rates_figure(result), folder / "rates.png")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(RC)
 def speed_figure(result: LiveResult) -> Figure:
     """Tokens per second of every contender, with intervals, and the speedup written at the bar."""
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(result.policies)), layout="constrained")
+    figure = new_figure(1.1 + 0.24 * len(result.policies))
     axes: Axes = figure.subplots()
     names = [policy.name for policy in result.policies]
     speeds = [policy.tokens_per_second for policy in result.policies]
     axes.barh(
         names,
         [speed.estimate for speed in speeds],
-        xerr=_errors(speeds),
+        xerr=errors(speeds),
         color=[_colour(name) for name in names],
-        error_kw={"elinewidth": 1, "ecolor": "#333333", "capsize": 2},
+        error_kw={"elinewidth": 1, "ecolor": style.INK, "capsize": 2},
         height=0.72,
     )
     for row, policy in enumerate(result.policies):
-        label = f"  {policy.relative_to[AUTOREGRESSIVE].estimate:.2f}x"
-        weight = "bold" if is_learned(policy.name) else "normal"
-        axes.text(policy.tokens_per_second.upper, row, label, va="center", fontsize=9, fontweight=weight)
+        label = f"{policy.relative_to[AUTOREGRESSIVE].estimate:.2f}x"
+        write_beside(axes, policy.tokens_per_second.upper, row, label, bold=is_learned(policy.name))
     plain = result[AUTOREGRESSIVE].tokens_per_second.estimate
-    axes.axvline(plain, color=_REFERENCE, linewidth=1, linestyle="--", zorder=0)
+    axes.axvline(plain, color=style.BOUND, linewidth=1, linestyle="--", zorder=0)
     axes.invert_yaxis()
-    axes.set_xlim(right=1.1 * max(speed.upper for speed in speeds))
+    axes.set_xlim(right=1.2 * max(speed.upper for speed in speeds))
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("tokens per second, with 95 % intervals by prompt; x = times autoregressive decoding")
-    axes.set_title(f"Decoding speed, {result.num_prompts} prompts, {'greedy' if result.greedy else 'sampling'}")
+    axes.set_xlabel("tokens per second")
+    axes.set_title(f"{result.num_prompts} prompts, {'greedy' if result.greedy else 'sampled'}, 95 % intervals")
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(RC)
 def acceptance_figure(result: LiveResult) -> Figure:
     """Acceptance by position, of the blocks that reach it, and how many reach it."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -97,7 +82,7 @@ def acceptance_figure(result: LiveResult) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(RC)
 def rates_figure(result: ReplayTable) -> Figure:
     """Tokens per target step against c; the best static lookahead at each c as one line."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
@@ -108,7 +93,7 @@ def rates_figure(result: ReplayTable) -> Figure:
             axes.errorbar(
                 result.costs,
                 rates,
-                yerr=_errors(row.rates),
+                yerr=errors(row.rates),
                 label=row.policy,
                 color=(_LINES | _BOUND).get(row.policy.partition(":")[0]),
                 linewidth=2.2 if is_learned(row.policy) else 1.3,
@@ -118,7 +103,7 @@ def rates_figure(result: ReplayTable) -> Figure:
     static = [row for row in result.rows if row.policy.startswith("static:")]
     if static:
         best = [max(row.rates[i].estimate for row in static) for i in range(len(result.costs))]
-        axes.plot(result.costs, best, color=_STATIC, linestyle="--", marker="o", markersize=4, label="best static")
+        axes.plot(result.costs, best, color=style.STATIC, linestyle="--", marker="o", markersize=4, label="best static")
     axes.set_xlabel("c: cost of a draft token in target steps")
     axes.set_ylabel("tokens per target step")
     axes.set_title(f"Replayed speed, {result.num_prompts} prompts, 95 % intervals by prompt")
@@ -136,21 +121,9 @@ def _speculating(result: LiveResult) -> list[PolicyResult]:
 def _colour(name: str) -> str:
     family = name.partition(":")[0]
     return {
-        "learned": _LEARNED,
-        "static": _STATIC,
-        "autoregressive": _REFERENCE,
-        "transformers": _REFERENCE,
-        "transformers-assisted": _REFERENCE,
-    }.get(family, _RULE)
-
-
-def _errors(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Distances to both ends. A percentile interval of few prompts may miss its own estimate: then 0."""
-    below = [max(0.0, i.estimate - i.lower) for i in intervals]
-    return [below, [max(0.0, i.upper - i.estimate) for i in intervals]]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    provenance.write_bytes(path, buffer.getvalue())
+        "learned": style.LEARNED,
+        "static": style.STATIC,
+        "autoregressive": style.BOUND,
+        "transformers": style.BOUND,
+        "transformers-assisted": style.BOUND,
+    }.get(family, style.RULE)

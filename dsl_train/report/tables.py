@@ -7,15 +7,17 @@ from rich.text import Text
 
 from dsl_train.bench.config import AUTOREGRESSIVE, is_learned
 from dsl_train.bench.live import LiveResult, PolicyResult
+from dsl_train.bench.lossless import VerifyResult
 from dsl_train.bench.replay import ReplayTable
 from dsl_train.cost import CostProfile
+from dsl_train.report.verdict import verdict
 from dsl_train.statistics import Interval
 
 _MAX_MISMATCHES = 10
 _WIDTH = 120  # columns where the output is no terminal
 
 
-def show(result: LiveResult | ReplayTable | CostProfile) -> None:
+def show(result: LiveResult | ReplayTable | CostProfile | VerifyResult) -> None:
     """Print a result on standard output."""
     console = Console()
     if not console.is_terminal:
@@ -23,7 +25,9 @@ def show(result: LiveResult | ReplayTable | CostProfile) -> None:
     if isinstance(result, LiveResult):
         console.print(live_table(result), *live_remarks(result), sep="\n")
     elif isinstance(result, ReplayTable):
-        console.print(replay_table(result), *result.warnings, sep="\n")
+        console.print(replay_table(result), *replay_remarks(result), sep="\n")
+    elif isinstance(result, VerifyResult):
+        console.print(verdict(result))
     else:
         console.print(cost_table(result))
 
@@ -89,21 +93,39 @@ def replay_table(result: ReplayTable) -> Table:
     return table
 
 
+def replay_remarks(result: ReplayTable) -> list[str]:
+    """What was averaged, how far the learned policy goes towards the bounds, and warnings."""
+    remarks = [f"coupling draws averaged for each text: {result.coupling_draws}"]
+    for gap in result.gaps:
+        shares = (f"{_share(share)} at c = {c:.3g}" for c, share in zip(result.costs, gap.shares, strict=True))
+        remarks.append(f"{gap.policy} closes, of the gap from best static to {gap.bound}: {', '.join(shares)}")
+    return [*remarks, *result.warnings]
+
+
+def _share(share: Interval) -> str:
+    return f"{share.estimate:.0%} [{share.lower:.0%}, {share.upper:.0%}]"
+
+
 def cost_table(cost: CostProfile) -> Table:
     table = _table("what a step costs here (medians)", "step")
-    table.add_column("time", justify="right")
-    table.add_column("in target steps", justify="right")
-    for name, seconds in (
-        ("target, one token", cost.target_step),
-        ("target, each further token", cost.target_step_per_token),
-        ("draft", cost.draft_step),
-        ("features and predictor", cost.predictor),
-        ("round, beyond its forwards", cost.round_overhead),
+    for header in ("time", "in target steps", "its round, quartiles"):
+        table.add_column(header, justify="right")
+    steps = cost.target_steps or (cost.target_step,)
+    for name, seconds, timed in (
+        *((f"target, {width} new token(s)", step, f"position {width - 1}") for width, step in enumerate(steps, 1)),
+        ("target, each further token", cost.target_step_per_token, ""),
+        ("draft", cost.draft_step, ""),
+        ("its entropy and probabilities", cost.primitives, "primitives 8"),
+        ("features and predictor, a draft", cost.predictor, "features 8"),
+        ("features and predictor, a round", cost.predictor_round, "features 0"),
+        ("round, beyond its forwards", cost.round_overhead, ""),
     ):
-        table.add_row(name, f"{seconds * 1e3:.3f} ms", f"{seconds / cost.target_step:.3f}")
+        spread = " ... ".join(f"{bound * 1e3:.3f}" for bound in cost.spread.get(timed, ()))
+        table.add_row(name, f"{seconds * 1e3:.3f} ms", f"{seconds / cost.target_step:.3f}", spread)
     table.add_section()
     table.add_row("c (draft / target)", "", f"{cost.c:.3f}")
     table.add_row("c_eff (one more draft token, all included)", "", f"{cost.c_eff:.3f}")
+    table.add_row("jump (drafting at all)", "", f"{cost.jump:.3f}")
     return table
 
 

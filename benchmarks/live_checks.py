@@ -1,0 +1,126 @@
+"""Cost model and stop rule on the clock: the pair itself, a useless draft (random weights), a perfect one (the target).
+
+    python benchmarks/live_checks.py --target checkpoints/reference/target --draft checkpoints/reference/draft \\
+        --prompts data/prompts/heldout_test.jsonl
+
+Times policies against plain decoding, interleaved, and prints the speedup beside the one that measured costs predict
+for the very rounds made. With the useless draft the rule must stop drafting and cost next to nothing. The perfect draft
+costs a target step per token, so at its measured price drafting gains nothing and the rule must say so; told that a
+draft costs --cheap target steps, it must draft up to its cap.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from dsl_train import provenance, statistics
+from dsl_train.bench.config import AUTOREGRESSIVE, BenchConfig
+from dsl_train.bench.live import contender, pool, time_all
+from dsl_train.bench.replay import price_of
+from dsl_train.bench.setup import Setup, open_pair, open_predictor, read_prompts_as_tokens
+from dsl_train.cost import CostProfile, StopRule
+from dsl_train.loading import Pair
+from dsl_train.records import AcceptanceStats
+from dsl_train.runner import CachedModel
+from dsl_train.statistics import Interval
+from dsl_train.timing import measure
+
+LEARNED = "learned"
+
+
+@dataclass(frozen=True)
+class Check:
+    draft: str
+    policy: str
+    c_eff: float
+    """Price of a draft token that the rule was given [target steps]."""
+    rule: StopRule
+    """What `learned` compares survival with."""
+    speedup: Interval
+    """Times the speed of plain decoding, measured; paired by prompt."""
+    predicted: float
+    """The same from the rounds it made and the measured costs, prompts not counted."""
+    mean_lookahead: float
+    """Drafts per round."""
+    acceptance: float
+    """Share of the drafts accepted."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--draft", required=True)
+    parser.add_argument("--predictor", help="default: the one beside the draft")
+    parser.add_argument("--prompts", required=True)
+    parser.add_argument("--num_prompts", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cheap", type=float, default=0.1, help="price that the perfect draft is said to have")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    options = parser.parse_args()
+    names = ("target", "draft", "predictor", "prompts", "num_prompts", "repeats")
+    config = BenchConfig(**{name: getattr(options, name) for name in names}, policies=[LEARNED])
+    pair = open_pair(config)
+    predictor = open_predictor(config, pair)
+    useless, perfect = replace(pair, draft=random_weights(pair)), replace(pair, draft=pair.target)
+    checks: list[Check] = []
+    for name, extreme, price, policies in (
+        ("trained", pair, None, ("static:0", "static:2", "static:4", LEARNED)),
+        ("useless", useless, None, (LEARNED,)),
+        ("perfect", perfect, None, (LEARNED,)),
+        ("perfect", perfect, options.cheap, (LEARNED,)),
+    ):
+        cost = measure(CachedModel(extreme.target), CachedModel(extreme.draft), predictor)
+        rule = cost.stop_rule(predictor.threshold) if price is None else StopRule.of(predictor.threshold(price))
+        setup = Setup(config, extreme, read_prompts_as_tokens(config, extreme), predictor, cost, rule)
+        for check in run(name, setup, cost, cost.c_eff if price is None else price, policies):
+            checks.append(check)
+            print(told(check), flush=True)
+    if options.output:
+        origin = {"versions": provenance.software_versions(), "command": provenance.command_line()}
+        provenance.write_json(options.output, {"checks": [asdict(check) for check in checks], **origin})
+
+
+def random_weights(pair: Pair) -> torch.nn.Module:
+    """A draft of the same architecture that has learned nothing."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(pair.draft.config)
+    return model.to(pair.draft.device, pair.draft.dtype).eval()
+
+
+def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequence[str]) -> Iterator[Check]:
+    contenders = {policy: contender(policy, setup) for policy in (AUTOREGRESSIVE, *policies)}
+    runs = time_all(contenders, [ids for _, ids in setup.prompts], setup.config.repeats)
+    rates = {policy: pool(of_policy) for policy, of_policy in runs.items()}
+    counts = statistics.draws(len(setup.prompts))
+    for policy in policies:
+        rounds = [r for result in chain(*runs[policy]) for r in result.rounds]
+        stats, price = AcceptanceStats.of(rounds), price_of(policy, cost)
+        yield Check(
+            draft=name,
+            policy=policy,
+            c_eff=c_eff,
+            rule=setup.rule or StopRule.of(1.0),
+            speedup=statistics.ratio(rates[policy], rates[AUTOREGRESSIVE], counts),
+            predicted=stats.num_committed_tokens / sum(price.round_cost(len(r.drafted)) for r in rounds),
+            mean_lookahead=stats.num_draft_tokens / stats.num_spec_steps,
+            acceptance=stats.draft_acceptance_rate,
+        )
+
+
+def told(check: Check) -> str:
+    speed = check.speedup
+    return (
+        f"{check.draft} draft, {check.policy} at c = {check.c_eff:.3f} (thresholds {check.rule.first:.3f}, "
+        f"{check.rule.another:.3f}): {check.mean_lookahead:.2f} drafts a round, {check.acceptance:.0%} accepted; "
+        f"{speed.estimate:.3f} x [{speed.lower:.3f}, {speed.upper:.3f}] plain decoding, "
+        f"predicted {check.predicted:.3f} x"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A report as a folder: `index.html` (one page that needs nothing else), every figure as PNG, all numbers as JSON."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from dsl_train import provenance
+from dsl_train.bench.live import LiveResult
+from dsl_train.bench.recommend import Recommendation, recommend
+from dsl_train.evidence.evidence import Evidence, gather
+from dsl_train.evidence.material import Material
+from dsl_train.report import plots, sections, style
+from dsl_train.report.tables import as_gain, with_interval
+
+PAGE, NUMBERS = "index.html", "report.json"
+
+
+def build_report(
+    folder: Path, material: Material, costs: Sequence[float], seed: int = 0, live: LiveResult | None = None
+) -> Path:
+    """Compute and write everything; returns the page. `costs` are further prices of a draft token [target steps]."""
+    evidence = gather(material, costs, seed)
+    advice = recommend(material.tuned_on, material.held_out, material.price, material.predictor)
+    return write_report(folder, evidence, advice, live)
+
+
+def write_report(
+    folder: Path, evidence: Evidence, advice: Sequence[Recommendation] = (), live: LiveResult | None = None
+) -> Path:
+    """Returns the page, which is written last. `advice` is for other engines."""
+    figures = [(plate, plate.draw(evidence)) for plate in sections.plates(evidence)]
+    shown = [_figure(plate.name, plate.title, plate.how, figure) for plate, figure in figures]
+    drawn = {plate.name: figure for plate, figure in figures}
+    live_figure = plots.speed_figure(live) if live else None
+    if live_figure:
+        drawn["live"] = live_figure
+    for name, figure in drawn.items():
+        style.save_png(figure, folder / f"{name}.png")
+    provenance.write_json(folder / NUMBERS, numbers(evidence, advice, live))
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            evidence=evidence,
+            figures=shown,
+            advice=advice,
+            live=live,
+            live_svg=Markup(style.to_svg(live_figure, "live")) if live_figure else None,
+            live_headline=sections.live_headline(live) if live else None,
+            headline=sections.headline(evidence),
+            runner_up=sections.runner_up(evidence),
+            origin=sections.origin(evidence),
+            tuning=sections.tuning(evidence),
+            versions=provenance.software_versions(),
+        )
+    )
+    provenance.write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def numbers(evidence: Evidence, advice: Sequence[Recommendation], live: LiveResult | None) -> dict[str, Any]:
+    """Everything the page shows, and where it comes from."""
+    return {
+        **evidence.to_dict(),
+        "recommendations": [asdict(one) for one in advice],
+        "live": live.to_dict() if live else None,
+        "versions": provenance.software_versions(),
+        "command": provenance.command_line(),
+    }
+
+
+def _figure(name: str, title: str, how: str, figure: Figure) -> dict[str, Any]:
+    return {"name": name, "title": title, "how": how, "svg": Markup(style.to_svg(figure, name))}
+
+
+def _environment() -> Environment:
+    """Texts of models are shown, so everything is escaped; what is missing in the template is an error."""
+    environment = Environment(
+        loader=PackageLoader("dsl_train.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(gain=as_gain, interval=with_interval, visible=_visible, in_line=_in_line, tied=_tied)
+    return environment
+
+
+def _visible(text: str) -> str:
+    """Line ends and empty tokens are seen as well."""
+    return text.replace("\n", "\u21b5\n") or "\u2205"
+
+
+def _tied(text: str) -> str:
+    """A number keeps its per cent sign on the same line."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _in_line(text: str) -> str:
+    """What is not part of the text must not break its lines."""
+    return " ".join(re.split(r"[ \t]+", text.replace("\n", "\u21b5")))

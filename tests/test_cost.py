@@ -1,0 +1,121 @@
+"""Prices of rounds, and the two thresholds that follow from them, checked against brute force."""
+
+import numpy as np
+import pytest
+
+from dsl_train.cost import CostProfile, StopRule, marginal, price_for, round_costs
+
+TABLE = CostProfile(
+    draft_step=0.1,
+    target_step=1.0,
+    target_step_per_token=0.05,
+    predictor=0.02,
+    round_overhead=0.25,
+    predictor_round=0.03,
+    primitives=0.01,
+    target_steps=(1.0, 1.45, 1.5, 1.55),
+)
+FIRST_VERSION = {
+    "draft_step": 0.25,
+    "target_step": 2.0,
+    "target_step_per_token": 0.5,
+    "predictor": 0.125,
+    "round_overhead": 0.5,
+    "c": 0.125,
+    "c_eff": 0.35,
+}
+
+
+def test_a_number_prices_every_draft_alike():
+    assert round_costs(0.2, 3) == pytest.approx([1.0, 1.2, 1.4, 1.6])
+    assert marginal(0.2) == 0.2
+
+
+def test_a_profile_prices_a_round_by_the_measured_width_and_goes_on_in_a_line():
+    assert [TABLE.verification(width) for width in range(1, 7)] == pytest.approx([1.0, 1.45, 1.5, 1.55, 1.6, 1.65])
+    assert TABLE.round_seconds(2) == pytest.approx(1.5 + 0.25 + 0.03 + 2 * 0.12)
+    assert TABLE.round_cost(2) == pytest.approx(2.02 / 1.25)
+    assert round_costs(TABLE, 2)[0] == pytest.approx(1.28 / 1.25)
+    assert round_costs(TABLE.without_predictor(), 1) == pytest.approx([1.0, (1.45 + 0.25 + 0.1) / 1.25])
+
+
+def test_each_rule_pays_for_what_it_looks_at():
+    assert TABLE.for_needs("features") == TABLE
+    assert TABLE.for_needs("primitives").round_seconds(2) == pytest.approx(1.5 + 0.25 + 2 * 0.11)
+    assert TABLE.for_needs("position") == TABLE.without_predictor()
+    assert price_for("position", 0.3) == 0.3
+
+
+def test_the_jump_is_what_lies_above_the_line_of_the_wider_steps():
+    assert TABLE.verification_jump == pytest.approx(0.4)
+    assert TABLE.c_eff == pytest.approx(0.17 / 1.68)
+    assert TABLE.jump == pytest.approx(0.4 / 1.68)
+    for drafts in (1, 2, 5):
+        drafting_round = 1.68 * (1.0 + drafts * TABLE.c_eff)
+        assert TABLE.round_seconds(drafts) == pytest.approx(drafting_round)
+
+
+def test_a_line_without_jump_has_none():
+    straight = CostProfile(0.1, 1.0, 0.1, target_steps=(1.0, 1.1, 1.2, 1.3))
+    assert straight.jump == pytest.approx(0.0)
+    assert CostProfile(0.1, 1.0, 0.1, target_steps=(1.0, 1.0, 1.1, 1.2)).jump == 0.0
+
+
+def test_the_first_version_of_a_profile_is_read_as_the_line_it_meant():
+    old = CostProfile.from_dict(FIRST_VERSION)
+    assert old.c_eff == pytest.approx(FIRST_VERSION["c_eff"])
+    assert old.jump == 0.0
+    assert [old.round_cost(k) for k in range(4)] == pytest.approx([1 + 0.35 * k for k in range(4)])
+
+
+def test_a_profile_survives_its_dictionary():
+    assert CostProfile.from_dict(TABLE.to_dict()) == TABLE
+
+
+def test_without_a_jump_both_thresholds_are_the_solved_one():
+    assert StopRule.solve(lambda c: 2 * c, 0.1, 0.0) == StopRule(0.2, 0.2)
+    assert StopRule.of(0.3) == StopRule(0.3, 0.3)
+
+
+def test_a_jump_must_be_paid_by_all_drafts_to_come():
+    rule = StopRule.solve(lambda c: 2 * c, 0.1, 0.25)
+    assert rule.another == pytest.approx(0.2)
+    gain = sum(max(0.0, rule.first**k - 0.2) for k in range(1, 20))
+    assert gain == pytest.approx(2 * 0.25, abs=1e-6)
+
+
+def test_where_drafting_gains_little_plain_decoding_sets_the_rate():
+    rule = StopRule.solve(lambda c: c, 0.1, 0.5)  # rate 1 with drafts; without, a round costs half as much: rate 2
+    assert rule.another == pytest.approx(0.2)
+    assert rule.first > 0.6
+
+
+def test_a_draft_dearer_than_a_target_step_is_never_asked():
+    assert StopRule.solve(lambda c: c, 1.5, 0.2).first >= 1.0
+
+
+def expected_rate(acceptances, rule, c, jump, cap=16):
+    """Tokens per unit of time of the rule on rounds whose drafts are accepted with these probabilities, each known."""
+    survivals = acceptances[:, None] ** np.arange(1, cap + 1)  # [rounds, cap]
+    thresholds = np.append(rule.first, np.full(cap - 1, rule.another))
+    drafts = np.cumprod(survivals > thresholds, axis=1)
+    cost = np.where(drafts[:, 0], 1.0 + drafts.sum(1) * c, 1.0 - jump)
+    return (1.0 + (survivals * drafts).sum(1)).sum() / cost.sum()
+
+
+@pytest.mark.parametrize(
+    ("c", "jump", "share"), [(0.05, 0.1, 0.99), (0.1, 0.3, 0.99), (0.3, 0.2, 0.99), (0.2, 0.5, 0.97)]
+)
+@pytest.mark.parametrize("ease", [0.4, 1.2, 4.0])
+def test_the_solved_rule_is_as_fast_as_the_best_pair_of_thresholds_found_by_brute_force(c, jump, share, ease):
+    acceptances = np.random.default_rng(0).beta(ease, 0.8, 400)
+
+    def best_without_jump(c):
+        return max(np.linspace(0.01, 0.99, 99), key=lambda t: expected_rate(acceptances, StopRule(t, t), c, 0.0))
+
+    rule = StopRule.solve(best_without_jump, c, jump)
+    grid = np.linspace(0.02, 1.0, 50)
+    brute = max(expected_rate(acceptances, StopRule(one, two), c, jump) for one in grid for two in grid)
+    ours, naive = (expected_rate(acceptances, r, c, jump) for r in (rule, StopRule.of(best_without_jump(c))))
+    assert ours >= share * brute
+    assert ours >= naive - 1e-9
