@@ -1,17 +1,22 @@
 """Learn when to stop drafting: dynamic speculation lookahead for Hugging Face models."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsl_train import hf
     from dsl_train.api import generate, load_predictor
+    from dsl_train.hf.attach import attach
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "generate", "load_predictor"]
+__all__ = ["__version__", "attach", "generate", "hf", "load_predictor"]
+
+_HOMES = {"attach": "dsl_train.hf.attach", "generate": "dsl_train.api", "load_predictor": "dsl_train.api"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("generate", "load_predictor"):
-        from dsl_train import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name == "hf":
+        return import_module("dsl_train.hf")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -57,6 +57,17 @@ def ratio(rates: Rates, base: Rates, counts: np.ndarray) -> Interval:
     return _interval(lambda drawn: rates.pooled(drawn) / base.pooled(drawn), counts)
 
 
+def share(rates: Rates, base: Rates, bound: Rates, counts: np.ndarray) -> Interval:
+    """How much of the way from `base`'s rate to `bound`'s, paired by prompt; 0 where there is no way to go."""
+
+    def of(drawn: np.ndarray) -> np.ndarray:
+        low = base.pooled(drawn)
+        way = bound.pooled(drawn) - low
+        return np.divide(rates.pooled(drawn) - low, way, out=np.zeros_like(way), where=way != 0.0)
+
+    return _interval(of, counts)
+
+
 def fastest(rates: Mapping[str, Rates]) -> str | None:
     """Name of the highest rate, the first of equals; None of none."""
     return max(rates, key=lambda name: rates[name].tokens.sum() / rates[name].cost.sum(), default=None)

@@ -11,33 +11,39 @@ PACKAGE = Path(__file__).parent.parent / "dsl_train"
 
 LAYERS = (
     {"schema", "provenance", "cost", "records"},
-    {"features", "sampling", "policies.base"},
+    {"features", "sampling", "policies.base", "copies", "kv_cache", "decoder"},
     {
         "verify",
         "runner",
         "padded",
+        "ragged",
         "policies",
         "starts",
         "traces",
         "decisions",
         "predictor.runtime",
+        "predictor.light",
         "loading",
+        "vocabulary",
+        "encoder_decoder",
+        "hf.families",
         "text_stream",
     },
-    {"drafter", "engine", "walk", "replay", "tuning", "predictor"},
-    {"profile", "collect", "bench", "statistics", "reference", "api"},
+    {"drafter", "engine", "batch_drafter", "batch_engine", "walk", "replay", "acceptance", "tuning", "predictor"},
+    {"profile", "timing", "batch_profile", "collect", "bench", "evidence", "statistics", "reference", "api", "hf"},
     {"report"},
     {"cli"},
 )
 DOORS = {
     "lightning": {"predictor"},
     "pyarrow": {"traces"},
-    "datasets": {"traces", "collect.prompts"},
+    "datasets": {"traces", "collect.sources"},
     "onnxruntime": {"predictor.runtime"},
     "onnx": {"predictor"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
     "jsonargparse": {"cli", "reference"},
-    "ray": {"collect"},
+    "ray": {"collect.ray"},
 }
 
 
@@ -83,10 +89,11 @@ def test_a_heavy_dependency_is_imported_only_behind_its_door(module):
 
 
 def test_package_inits_hold_a_docstring_only():
+    public = (PACKAGE, PACKAGE / "hf")  # with lazy names
     for path in PACKAGE.rglob("__init__.py"):
         body = ast.parse(path.read_text("utf-8")).body
         assert ast.get_docstring(ast.Module(body, [])), f"{path} has no docstring"
-        assert path.parent == PACKAGE or len(body) == 1, f"{path} holds more than a docstring"
+        assert path.parent in public or len(body) == 1, f"{path} holds more than a docstring"
 
 
 def test_generating_with_a_predictor_imports_nothing_of_training():

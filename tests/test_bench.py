@@ -88,7 +88,7 @@ def test_the_first_difference_of_a_text_is_reported_once_for_policy_and_prompt()
 
 def test_replay_pools_the_texts_of_one_prompt():
     result = replayed(tokens=[10, 20, 30], sequence=[0, 0, 1, 2, 2], num_drafted=[2, 0, 4, 1, 1], ids=("p", "q", "p"))
-    rates = by_prompt(result, c=0.5)
+    rates = by_prompt(result, 0.5)
     assert rates.tokens.tolist() == [40, 20]
     assert rates.cost.tolist() == [2 + 1.0 + 2 + 1.0, 1 + 2.0]
 
@@ -97,7 +97,7 @@ def test_a_replay_table_compares_with_the_best_static_lookahead_at_each_cost():
     ids = ("p", "q")
     short = replayed(tokens=[8, 8], sequence=[0, 0, 0, 0, 1, 1, 1, 1], num_drafted=[1] * 8, ids=ids)
     long = replayed(tokens=[8, 8], sequence=[0, 0, 1, 1], num_drafted=[6] * 4, ids=ids)
-    table = tabulate({"static:1": [short] * 2, "static:6": [long] * 2, "rule": [long] * 2}, [0.1, 0.5])
+    table = tabulate({"static:1": [short] * 2, "static:6": [long] * 2, "heuristic": [long] * 2}, [0.1, 0.5])
     assert table.best_static == ("static:6", "static:1")
     rule = table.rows[2]
     assert rule.rates[0].estimate == pytest.approx(8 / 3.2)

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from tiny_traces import make_traces
 
+from dsl_train import schema
+from dsl_train.acceptance import acceptance_products, fit_acceptance
+from dsl_train.cost import CostProfile, price_for
 from dsl_train.decisions import build
+from dsl_train.policies.acceptance import AcceptanceModel
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy, roc_threshold
-from dsl_train.policies.factory import POLICIES, make_policy
+from dsl_train.policies.factory import POLICIES, make_policy, needs_of
 from dsl_train.policies.rules import HeuristicPolicy
 from dsl_train.records import DraftPrimitives, DraftStep, DslError, Round
 from dsl_train.replay import replay_policy, replay_static
@@ -162,7 +166,7 @@ def test_random_repeats_itself_with_its_seed():
 
 def test_every_rule_of_the_factory_has_a_help_line_and_a_name():
     for name in POLICIES:
-        if name not in ("learned", "logistic"):
+        if name not in ("learned", "logistic", "specdec++"):
             policy = make_policy(name)
             assert policy.name.startswith(name)
             assert policy.needs in ("position", "primitives")
@@ -206,14 +210,21 @@ def telling_decisions(num_texts: int = 20, length: int = 60):
     return build(make_traces(*texts, tail=8, probs=probs), max_lookahead=8)
 
 
-def test_tuned_settings_reach_on_a_walk_the_rate_they_were_chosen_for():
+EVERY_RULE = {
+    "static", "confidence", "kangaroo", "svip", "cumulative", "logistic", "adaedl", "draft-verify", "specdec++"
+}  # fmt: skip
+
+
+def test_tuned_settings_reach_on_a_walk_the_rate_they_were_chosen_for(tmp_path):
     decisions = telling_decisions()
-    for c, tuned in zip((0.05, 0.3), tune_baselines(decisions, (0.05, 0.3)), strict=True):
-        assert set(tuned) == {"static", "confidence", "kangaroo", "svip", "cumulative", "logistic", "adaedl"}
+    prices = (0.05, 0.3, CostProfile(0.1, 1.0, 0.02, 0.05, primitives=0.02, target_steps=(1.0, 1.2, 1.22, 1.24)))
+    for price, tuned in zip(prices, tune_baselines(decisions, prices, tmp_path / "acceptance.json"), strict=True):
+        assert set(tuned) == EVERY_RULE
         for name, setting in tuned.items():
             assert setting.spec.startswith(name)
             walked = replay_policy(decisions, make_policy(setting.spec))
-            assert walked.rate(c) == pytest.approx(setting.rate, rel=1e-3), setting.spec
+            paid = price_for(needs_of(name), price)
+            assert walked.rate(paid) == pytest.approx(setting.rate, rel=1e-3), setting.spec
 
 
 def test_the_tuned_static_lookahead_is_the_best_of_all():
@@ -230,6 +241,48 @@ def test_tuned_rules_that_see_the_telling_signal_beat_the_static_lookahead():
     (tuned,) = tune_baselines(telling_decisions(), [0.2])
     for name in ("confidence", "kangaroo", "logistic"):
         assert tuned[name].rate > tuned["static"].rate
+
+
+def test_the_acceptance_model_knows_which_reached_drafts_are_accepted():
+    decisions = telling_decisions()
+    model = fit_acceptance(decisions)
+    run = np.repeat(decisions.run, decisions.num_decisions)
+    reached = (decisions.position >= 1) & (decisions.position <= run + 1)
+    probs, accepted = model.probs(decisions.features[reached]), (decisions.position <= run)[reached]
+    sure = decisions.features[reached, 1] > 0.5
+    assert probs[sure].mean() == pytest.approx(accepted[sure].mean(), abs=0.06)
+    assert probs[~sure].mean() == pytest.approx(accepted[~sure].mean(), abs=0.06)
+
+
+def test_acceptances_are_multiplied_within_each_start():
+    decisions = telling_decisions(num_texts=2)
+    model = fit_acceptance(decisions)
+    probs, product = model.probs(decisions.features), acceptance_products(decisions, model)
+    for start in (0, 5, 80):
+        here = slice(*decisions.offsets[start : start + 2])
+        expected = np.cumprod(np.append(1.0, probs[here][1:]))
+        np.testing.assert_allclose(product[here], expected)
+
+
+def test_an_acceptance_model_survives_its_file_and_a_foreign_one_is_refused(tmp_path):
+    decisions, file = telling_decisions(num_texts=2), tmp_path / "model.json"
+    model = fit_acceptance(decisions)
+    model.save(file)
+    np.testing.assert_array_equal(AcceptanceModel.load(file).probs(decisions.features), model.probs(decisions.features))
+    file.write_text(file.read_text().replace(schema.fingerprint(), "0" * 16))
+    with pytest.raises(DslError, match=r"fitted for features 0000.*; fit it again"):
+        make_policy(f"specdec++:{file}")
+    with pytest.raises(DslError, match="holds no acceptance model"):
+        make_policy(f"specdec++:{tmp_path / 'none.json'}")
+
+
+def test_the_logistic_fit_does_not_overshoot_where_the_draft_is_very_sure():
+    rng = np.random.default_rng(0)
+    texts = ["".join("a" if coin < 0.9 else "r" for coin in rng.random(80)) for _ in range(6)]
+    sure = {row: (1 - 1e-6 if rng.random() < 0.7 else 0.01) for row in range(3000)}
+    slope, intercepts = fit_logistic(build(make_traces(*texts, tail=8, probs=sure), max_lookahead=8))
+    assert abs(slope) < 1.0
+    assert np.abs(intercepts).max() < 20.0
 
 
 def test_the_logistic_fit_is_calibrated_at_every_position():

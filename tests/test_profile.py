@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_predictor import write_predictor
 
-from dsl_train import profile
+from dsl_train import profile, timing
 from dsl_train.cost import CostProfile
 from dsl_train.loading import Pair, load_pair
 from dsl_train.predictor.runtime import Predictor
@@ -17,7 +18,15 @@ from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
 
 GREEDY = Sampling()
-KNOWN = CostProfile(draft_step=0.25, target_step=2.0, target_step_per_token=0.5, predictor=0.125, round_overhead=0.5)
+KNOWN = CostProfile(
+    draft_step=0.25,
+    target_step=2.0,
+    target_step_per_token=0.5,
+    predictor=0.125,
+    round_overhead=0.5,
+    target_steps=(2.0, 3.0, 3.5),
+    spread={"draft_step": (0.25, 0.375)},
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +47,50 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, top_p=0.9)])
 def test_every_step_has_a_price_and_without_predictor_it_costs_nothing(pair, sampling):
-    measured = profile.measure(CachedModel(pair.target), CachedModel(pair.draft), None, sampling, repeats=2)
+    measured = timing.measure(CachedModel(pair.target), CachedModel(pair.draft), None, sampling, turns=2)
     assert measured.draft_step > 0
     assert measured.target_step > 0
     assert measured.round_overhead > 0
-    assert measured.predictor == 0
+    assert measured.predictor == measured.predictor_round == 0
+    assert len(measured.target_steps) == 17
+    assert measured.target_steps[0] == pytest.approx(measured.target_step)
+    assert {"draft", "target", "position 0", "position 16", "primitives 8"} < set(measured.spread)
+    assert all(low <= high for low, high in measured.spread.values())
 
 
 def test_features_and_predictor_have_a_price(pair, tmp_path):
     predictor = Predictor.load(write_predictor(tmp_path, pair))
-    measured = profile.measure(CachedModel(pair.target), CachedModel(pair.draft), predictor, repeats=2)
+    measured = timing.measure(CachedModel(pair.target), CachedModel(pair.draft), predictor, turns=2)
     assert measured.predictor > 0
+    assert {"features 0", "features 8"} < set(measured.spread)
 
 
 def test_a_measured_pair_can_go_on_generating(pair):
     target, draft = CachedModel(pair.target), CachedModel(pair.draft)
-    profile.measure(target, draft, repeats=1)
+    timing.measure(target, draft, turns=1)
     for model in (target, draft):
         model.reset()
         assert model.logits([5, 6, 7], keep=1).shape == (1, 64)
 
 
-def test_the_slope_passes_through_the_first_step():
-    assert profile._slope([1.0, 1.5, 2.0, 2.5]) == pytest.approx(0.5)
-    assert profile._slope([1.0, 1.0, 0.9]) == 0
+def test_a_round_is_priced_at_what_it_took():
+    samples = {("position", 0): [1.25], ("position", 1): [2.0], ("position", 4): [3.2], ("primitives", 4): [3.6]}
+    samples |= {("features", 0): [1.5], ("features", 4): [4.25], ("draft", 1): [0.25], ("target", 1): [1.0]}
+    cost = timing._summarise(samples, typical=4)
+    assert [cost.without_predictor().round_seconds(k) for k in (0, 1, 4)] == pytest.approx([1.25, 2.0, 3.2])
+    assert cost.without_predictor().round_seconds(2) == pytest.approx(2.4)  # between the measured ones
+    assert [cost.round_seconds(k) for k in (0, 4)] == pytest.approx([1.5, 4.25])
+    assert cost.for_needs("primitives").round_seconds(4) == pytest.approx(3.6)
+    assert cost.round_overhead == pytest.approx(0.25)
+
+
+def test_the_slope_is_that_behind_the_jump_to_two_tokens():
+    assert timing._slope([1.0, 1.5, 2.0, 2.5]) == pytest.approx(0.5)
+    assert timing._slope([1.0, 9.0, 9.5, 10.0]) == pytest.approx(0.5)
+    assert timing._slope([1.0, *(2.0 + 0.5 * k for k in range(8)), 99.0, 99.0]) == pytest.approx(0.5)
+    assert timing._slope([1.0, 1.0, 0.9]) == 0
+    assert timing._slope([1.0, 1.25]) == 0.25
+    assert timing._slope([1.0]) == 0
 
 
 def test_a_profile_is_measured_once_and_read_after_that(pair, unmeasured, monkeypatch, cache):
@@ -69,13 +98,17 @@ def test_a_profile_is_measured_once_and_read_after_that(pair, unmeasured, monkey
     monkeypatch.setattr(profile, "measure", lambda *_: pytest.fail("measured again"))
     assert profile.cached_profile(pair) == KNOWN
     (file,) = cache.rglob("*.json")
-    assert json.loads(file.read_text()) == asdict(KNOWN)
+    written = json.loads(file.read_text())
+    assert written["format_version"] == profile.FORMAT_VERSION
+    assert written["setting"]["num_threads"] == torch.get_num_threads()
+    assert CostProfile.from_dict(written["cost"]) == KNOWN
 
 
 def test_fresh_measures_again_and_replaces_the_cache(pair, unmeasured):
     path = profile.cache_file(pair, False, GREEDY)
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(asdict(KNOWN) | {"draft_step": 1.0}))
+    content = {"format_version": profile.FORMAT_VERSION, "cost": asdict(KNOWN) | {"draft_step": 1.0}}
+    path.write_text(json.dumps(content))
     assert profile.cached_profile(pair).draft_step == 1.0
     assert profile.cached_profile(pair, fresh=True) == KNOWN
     assert profile.cached_profile(pair) == KNOWN
@@ -93,7 +126,17 @@ def test_what_the_numbers_depend_on_names_the_file(pair):
     assert profile.cache_file(pair, False, Sampling(0.8)) == profile.cache_file(pair, False, Sampling(1.2))
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"draft_step": []}', "[1]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"format_version": 1, "cost": {"draft_step": 1.0, "target_step": 2.0}}',
+        '{"format_version": 2, "cost": {"draft_step": [], "target_step": 2.0}}',
+        '{"format_version": 2, "cost": {"target_step": 2.0}}',
+    ],
+)
 def test_a_damaged_cache_file_is_measured_anew_with_a_warning(pair, unmeasured, caplog, content):
     path = profile.cache_file(pair, False, GREEDY)
     path.parent.mkdir(parents=True)
@@ -101,7 +144,7 @@ def test_a_damaged_cache_file_is_measured_anew_with_a_warning(pair, unmeasured, 
     with caplog.at_level(logging.WARNING):
         assert profile.cached_profile(pair) == KNOWN
     assert str(path) in caplog.text
-    assert json.loads(path.read_text()) == asdict(KNOWN)
+    assert CostProfile.from_dict(json.loads(path.read_text())["cost"]) == KNOWN
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_warning(pair, unmeasured, caplog, cache):

@@ -33,6 +33,7 @@ def texts(source, **options):
         {"question_id": 1, "category": "math", "turns": ["hello", "later"]},
         {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "no"}]},
         {"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "no"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]},
     ],
 )
 def test_each_known_layout_gives_its_first_user_text(tmp_path, entry):
@@ -116,11 +117,60 @@ def test_an_empty_file_is_named(tmp_path, name):
         read_prompts(str(tmp_path / name))
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
+def test_a_missing_file_and_a_folder_of_nothing_are_named(tmp_path):
     with pytest.raises(DslError, match=r"nowhere.jsonl does not exist"):
         read_prompts(str(tmp_path / "nowhere.jsonl"))
-    with pytest.raises(DslError, match=r"is a folder"):
+    with pytest.raises(DslError, match=r"cannot be read as a dataset, here or on the Hub, split 'train'"):
         read_prompts(str(tmp_path))
+
+
+def test_a_folder_of_files_is_a_dataset(tmp_path):
+    for name, prompt in (("a", "one"), ("b", "two")):
+        pq.write_table(pa.table({"prompt": [prompt]}), tmp_path / f"{name}.parquet")
+    assert texts(str(tmp_path)) == ["one", "two"]
+
+
+def test_a_hub_dataset_is_streamed_no_further_than_needed(monkeypatch):
+    asked, read = [], []
+
+    def load_dataset(*args, **options):
+        asked.append((args, options))
+        return (read.append(i) or {"body": text} for i, text in enumerate(["a", "a", "b", "c"]))
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert texts("owner/name:part", column="body", num_prompts=2, split="test") == ["a", "b"]
+    assert asked == [(("owner/name", "part"), {"split": "test", "streaming": True})]
+    assert len(read) == 3
+
+
+def test_a_hub_dataset_that_cannot_be_reached_is_named(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DslError, match=r"'owner/name' cannot be read .*ConnectionError: no route.*check the name"):
+        read_prompts("owner/name")
+
+
+def test_a_line_ends_at_its_newline_alone_and_a_field_may_be_long(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
+    assert texts(str(tmp_path / "p.jsonl")) == ["a\u2028b"]
+    (tmp_path / "p.csv").write_text("prompt\n" + "a" * 200_000)
+    assert texts(str(tmp_path / "p.csv")) == ["a" * 200_000]
+
+
+def test_lists_that_a_csv_holds_as_text_are_read(tmp_path):
+    (tmp_path / "p.csv").write_text('prompt_token_ids\n"[5, 6]"\n')
+    assert read_prompts(str(tmp_path / "p.csv"))[0].token_ids == (5, 6)
+    (tmp_path / "q.csv").write_text('messages\n"[{""role"": ""user"", ""content"": ""hi""}]"\n')
+    assert texts(str(tmp_path / "q.csv")) == ["hi"]
+
+
+def test_a_chat_template_that_refuses_is_named(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DslError, match=r"line 1: .*chat template refuses the messages \(roles must alternate\)"):
+        read_prompts(jsonl(tmp_path, {"turns": ["hi"]}), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ from conftest import VOCAB_SIZE, make_tokenizer
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
+from dsl_train.cost import StopRule
 from dsl_train.decisions import build
 from dsl_train.engine import SpeculativeEngine
 from dsl_train.loading import Pair, describe_model
 from dsl_train.policies.base import Needs, Policy
 from dsl_train.policies.factory import make_policy
+from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.records import DraftStep
-from dsl_train.replay import replay_policy
+from dsl_train.replay import replay_policy, replay_survival
 from dsl_train.runner import CachedModel
+from dsl_train.sampling import Sampling
 from dsl_train.schema import FEATURE_NAMES, ROW_COLUMNS
 from dsl_train.traces import Traces, TraceSequence
 
@@ -46,7 +49,7 @@ def live_decisions(live_pair):
     prompts = [tuple(rng.integers(2, VOCAB_SIZE, 12).tolist()) for _ in range(14)]
     shared = {"target": "", "draft": "", "prompts": "", "output": "", "max_new_tokens": 40, "tail_length": 20}
     collector = OracleCollector(live_pair, CollectConfig(**shared))
-    texts = [collector.collect_text(Request(prompt, 0)) for prompt in prompts]
+    texts = [collector.collect_text(Request(prompt, 0, Sampling())) for prompt in prompts]
     sequences, rows = [], []
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         tokens = (np.array(prompt), np.array(text.response_token_ids))
@@ -81,3 +84,31 @@ def test_a_policy_on_features_is_shown_live_the_vectors_of_the_traces(live_pair,
     live, replayed = Recorder(), Recorder()
     assert run_live(live_pair, live_decisions, live) == replay_policy(live_decisions, replayed).rounds
     np.testing.assert_allclose(np.array(live.vectors), np.array(replayed.vectors), rtol=0, atol=2e-5)
+
+
+class TargetSurePredictor:
+    """Survival is how sure the target was of the last token; between drafts, how sure the draft is."""
+
+    max_lookahead = 6
+
+    def survival(self, vector: np.ndarray) -> float:
+        return float(self.survival_batch(vector[None])[0])
+
+    def survival_batch(self, vectors: np.ndarray) -> np.ndarray:
+        target, draft, position = (
+            vectors[:, FEATURE_NAMES.index(name)] for name in ("target_top_prob", "top_prob", "position")
+        )
+        return np.where(position == 0, target, draft)
+
+
+def test_the_learned_rule_with_two_thresholds_makes_live_the_rounds_of_the_vectorised_replay(live_pair, live_decisions):
+    predictor, decisions = TargetSurePredictor(), live_decisions
+    survival = predictor.survival_batch(decisions.features)
+    first, another = (float(np.median(survival[decisions.position == position])) for position in (0, 1))
+    rule = StopRule(first + 1e-4, another + 1e-4)  # away from values that rounding could carry across
+    replayed = replay_survival(decisions, survival, rule)
+    rounds = run_live(live_pair, decisions, LearnedPolicy(predictor, rule, decisions.max_lookahead))
+    assert [(r.start, len(r.drafted), r.num_accepted) for text in rounds for r in text] == list(
+        zip(replayed.start.tolist(), replayed.num_drafted.tolist(), replayed.num_accepted.tolist(), strict=True)
+    )
+    assert 0 < (replayed.num_drafted == 0).sum() < replayed.num_rounds

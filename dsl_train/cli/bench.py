@@ -11,14 +11,15 @@ from dsl_train.cli.app import run
 
 if TYPE_CHECKING:
     from dsl_train.bench.live import LiveResult
+    from dsl_train.bench.lossless import VerifyResult
     from dsl_train.bench.replay import ReplayTable
     from dsl_train.cost import CostProfile
 
-    Result = LiveResult | ReplayTable | CostProfile
+    Result = LiveResult | ReplayTable | CostProfile | VerifyResult
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1 also if a greedy output in float32 is not the target's own."""
+    """Exit status 1 also if an output in float32 is not the target's own."""
     results: list[Result] = []
 
     def execute(config: BenchConfig) -> "Result":
@@ -31,13 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(config: BenchConfig) -> "Result":
     from dsl_train.report.folder import begin, finish
+    from dsl_train.report.job import open_report
 
     folder = Path(config.output) if config.output else None
     if folder:
         begin(folder, asdict(config))
+    write_report = open_report(config) if config.report else None
     result = _measure(config)
     if folder:
         finish(folder, result)
+    if write_report:
+        print(f"report: {write_report(result)}", file=sys.stderr)
     return result
 
 
@@ -50,6 +55,10 @@ def _measure(config: BenchConfig) -> "Result":
         from dsl_train.bench.replay import run_replay
 
         return run_replay(config)
+    if config.mode == "verify":
+        from dsl_train.bench.lossless import run_verify
+
+        return run_verify(config)
     from dsl_train.bench.setup import measure_costs
 
     return measure_costs(config)

@@ -1,4 +1,4 @@
-"""`dsl-train`: traces in, a predictor folder out."""
+"""`dsl-train`: traces in, a predictor folder out, and a report on how good it is."""
 
 import sys
 from collections.abc import Sequence
@@ -10,15 +10,21 @@ from dsl_train.predictor.config import TrainConfig
 if TYPE_CHECKING:
     from dsl_train.predictor.fit import TrainResult
 
+REPORT = "report"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run(TrainConfig, _execute, _show, lambda result: result.to_dict(), argv, prog="dsl-train")
 
 
 def _execute(config: TrainConfig) -> "TrainResult":
-    from dsl_train.predictor.fit import fit
+    from dsl_train.evidence.inputs import from_training
+    from dsl_train.predictor.fit import REPORTED_C, fit
+    from dsl_train.report.page import build_report
 
-    return fit(config)
+    result = fit(config)
+    build_report(config.output / REPORT, from_training(config), REPORTED_C, config.seed)
+    return result
 
 
 def _show(result: "TrainResult") -> None:
@@ -44,6 +50,7 @@ def _show(result: "TrainResult") -> None:
     done = "exported" if result.epochs is None else f"trained for {result.epochs} epochs"
     size = result.metrics["onnx_bytes"] / 1000
     print(f"{done} on {result.num_rows:,} decisions in {result.seconds:.1f} s; {size:.0f} kB in {result.output}")
+    print(f"report: {result.output / REPORT / 'index.html'}")
     if result.shipped:
         print(f"shipped to {result.shipped}")
 

@@ -6,12 +6,8 @@ Letters: N rows, F features. Knows names and units from the schema; knows neithe
 import torch
 from torch import nn
 
+from dsl_train.predictor.light import INPUT_CLIP, PROB_CLIP
 from dsl_train.schema import FEATURES
-
-#: Probabilities are clipped this far from 0 and 1 before their logit is taken.
-PROB_CLIP = 1e-4
-#: Standardised inputs are clipped to this many standard deviations: a strange text must not drive the network far away.
-INPUT_CLIP = 6.0
 
 
 class SurvivalNetwork(nn.Module):

@@ -1,0 +1,115 @@
+"""One text of transformers' assisted generation as our drafter sees it.
+
+Letters: K drafted tokens of a round, V vocabulary.
+"""
+
+import torch
+from transformers import LogitsProcessor
+
+from dsl_train.drafter import Drafter
+from dsl_train.features import target_primitives
+from dsl_train.hf.processors import ProcessedModel
+from dsl_train.policies.base import Needs, Policy
+from dsl_train.records import DraftStep, Round, TargetPrimitives
+from dsl_train.sampling import Sampling
+from dsl_train.verify import token_probs
+
+
+class AssistedText:
+    """Drafts a block a round; learns at the next one what became of it."""
+
+    def __init__(
+        self,
+        draft: ProcessedModel,
+        policy: Policy,
+        sampling: Sampling,
+        eos_token_ids: frozenset[int],
+        token_ids: list[int],
+        num_padding: int,
+    ) -> None:
+        self.draft_model, self.policy, self.sampling, self.num_padding = draft, policy, sampling, num_padding
+        self.observer = TargetObserver()
+        self._tokens = token_ids[num_padding:]
+        self._drafted: tuple[int, ...] = ()
+        self._draft_probs = torch.empty(0, draft.width)  # [K, V] unless greedy
+        self._generator = torch.Generator(draft.device).manual_seed(int(torch.randint(1 << 62, ())))
+        self._drafter = Drafter(draft, _AtLeastOne(policy), sampling, eos_token_ids, self._tokens)
+
+    def draft(self, token_ids: list[int], limit: int) -> tuple[list[int], tuple[torch.Tensor, ...]]:
+        """Tokens after the text so far, at least one, and the scores [1, V] whose softmax each was drawn from."""
+        committed = token_ids[self.num_padding + len(self._tokens) :]
+        if committed:
+            self._commit(committed)
+        elif self.policy.needs == "features":
+            limit = 1  # the target has not spoken yet: there is nothing to ask the policy with
+        limit = min(limit, self.policy.max_lookahead, self.draft_model.context - len(self._tokens))
+        if limit < 1 and len(self._tokens) >= self.draft_model.context:
+            return self._guess()
+        block = self._drafter.draft_block(self._tokens, max(1, limit), self._generator)
+        self._drafted = block.token_ids
+        if block.probs is None:  # greedy: compared by token alone
+            return list(block.token_ids), (torch.zeros(1, self.draft_model.width),) * len(block.token_ids)
+        self._draft_probs = block.probs
+        return list(block.token_ids), tuple(block.probs.log()[:, None])
+
+    def _guess(self) -> tuple[list[int], tuple[torch.Tensor, ...]]:
+        """Behind the draft's context: one token by chance, since transformers insists on one."""
+        scores = torch.zeros(1, self.draft_model.width)
+        self._drafted = ()
+        return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0].tolist(), (scores,)
+
+    def _commit(self, committed: list[int]) -> None:
+        start, num_accepted = len(self._tokens), min(len(committed) - 1, len(self._drafted))
+        logits = self.observer.take(len(committed))  # [committed, V]
+        self._tokens += committed
+        self._drafter.draft.truncate(start + num_accepted)
+        if self._drafter.text:
+            self._tell_features(logits, committed, num_accepted)
+        if self._drafted:
+            self.policy.observe(Round(start, self._drafted, num_accepted, tuple(committed)))
+
+    def _tell_features(self, logits: torch.Tensor, committed: list[int], num_accepted: int) -> None:
+        primitives = [TargetPrimitives(*row) for row in target_primitives(self.sampling.scale(logits)).tolist()]
+        known = committed[: len(self._drafted)]
+        if self.sampling.greedy:
+            target_token_probs = [1.0] * len(committed)
+            agreements = [1.0] * num_accepted + [0.0] * (len(known) - num_accepted)
+        else:
+            target_token_probs = token_probs(self.sampling.probs(logits), committed).tolist()
+            draft_token_probs = token_probs(self._draft_probs, known).tolist() if known else []
+            pairs = zip(draft_token_probs, target_token_probs, strict=False)
+            agreements = [min(1.0, draft_prob / target_prob) for draft_prob, target_prob in pairs]
+        self._drafter.commit(committed, primitives, agreements, target_token_probs)
+
+
+class TargetObserver(LogitsProcessor):
+    """Stands between the target's processors and its warpers, and changes nothing."""
+
+    def __init__(self) -> None:
+        self._rows: list[torch.Tensor] = []  # of the last verification, [1, V] each
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._rows.append(scores.clone())  # transformers writes its result over them
+        return scores
+
+    def take(self, count: int) -> torch.Tensor:
+        """The first `count` rows since the last call, [count, V]."""
+        rows, self._rows = self._rows[:count], []
+        return torch.cat(rows)
+
+
+class _AtLeastOne:
+    """A policy that is not asked before the first token."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.name, self.max_lookahead = policy, policy.name, policy.max_lookahead
+        self.needs: Needs = policy.needs
+
+    def wants_another(self, step: DraftStep) -> bool:
+        return step.position == 0 or self.policy.wants_another(step)
+
+    def observe(self, finished: Round) -> None:
+        self.policy.observe(finished)
+
+    def reset(self) -> None:
+        self.policy.reset()

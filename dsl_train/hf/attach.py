@@ -1,0 +1,143 @@
+"""Our stop rule in transformers' own assisted generation:
+
+    target.generate(**inputs, assistant_model=dsl_train.attach(draft))
+
+Its loop asks the draft for a block, verifies it and never says what it saw. What the features need of that is read
+where it passes: the loop's list of logits processors. Lookahead 0 does not exist there: a block has at least one token.
+"""
+
+import copy
+import inspect
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from dsl_train.api import find_predictor
+from dsl_train.encoder_decoder import EncoderDecoderModel
+from dsl_train.hf.assisted_text import AssistedText
+from dsl_train.hf.policy import policy_of
+from dsl_train.hf.processors import ProcessedModel, split_processors
+from dsl_train.hf.request import left_padding
+from dsl_train.policies.base import Policy
+from dsl_train.predictor.runtime import Predictor
+from dsl_train.records import DslError
+from dsl_train.runner import CachedModel
+
+_NO_LIMIT = 1 << 20  # draft tokens a round as far as transformers is concerned: the policy stops
+
+
+def attach(
+    draft: PreTrainedModel,
+    predictor: Predictor | str | Path | None = None,
+    threshold: float | None = None,
+    policy: str | Policy = "learned",
+) -> "AttachedDraft":
+    """What to pass as `assistant_model`; for any number of texts, one at a time. `draft` itself is not changed.
+
+    The predictor is by default the one in the draft's `dsl` folder. Raises DslError if there is none; at the first text
+    if it was trained for another pair.
+    """
+    if policy == "learned" and not isinstance(predictor, Predictor):
+        predictor = find_predictor(str(draft.name_or_path), predictor)
+    return AttachedDraft(draft, predictor, threshold, policy)
+
+
+class AttachedDraft:
+    """Is the draft to whoever asks, but drafts with our drafter."""
+
+    def __init__(
+        self,
+        draft: PreTrainedModel,
+        predictor: Predictor | str | Path | None,
+        threshold: float | None,
+        policy: str | Policy,
+    ) -> None:
+        self.draft = draft
+        self.generation_config = copy.deepcopy(draft.generation_config)
+        self.generation_config.update(
+            num_assistant_tokens=_NO_LIMIT, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
+        )
+        self._wanted = (policy, predictor, threshold)
+        self._policy: tuple[PreTrainedModel, Policy] | None = None  # for which target
+        self._text: AssistedText | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.draft, name)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,  # [1, T]
+        decoder_input_ids: torch.Tensor | None = None,  # [1, T] of encoder-decoders
+        max_new_tokens: int = 1,
+        past_key_values: "_Continuing | None" = None,
+        **options: Any,
+    ) -> GenerateDecoderOnlyOutput:
+        """Called by transformers once a round with the text so far; without `past_key_values` a text begins."""
+        token_ids = input_ids if input_ids is not None else decoder_input_ids
+        assert token_ids is not None, "transformers names the text input_ids, or decoder_input_ids"
+        if past_key_values is None or self._text is None:
+            self._text = self._begin(token_ids, options)
+        drafted, scores = self._text.draft(token_ids[0].tolist(), max_new_tokens)
+        sequences = torch.cat([token_ids, torch.tensor([drafted], device=token_ids.device)], dim=1)
+        fields: dict[str, Any] = {"sequences": sequences, "scores": scores, "past_key_values": _Continuing()}
+        return GenerateDecoderOnlyOutput(**fields)
+
+    def _begin(self, token_ids: torch.Tensor, options: dict[str, Any]) -> AssistedText:
+        loop = _running_loop().f_locals
+        target: PreTrainedModel = loop["self"]
+        settings, processors = loop["generation_config"], loop["logits_processor"]
+        if settings.assistant_ensemble_weight is not None:
+            raise DslError("assistant_ensemble_weight mixes the draft into the output; leave it out")
+        if loop["assistant_tokenizer"] is not None:
+            raise DslError("an attached draft reads the target's tokens; pass no assistant_tokenizer")
+        if self._policy is None or self._policy[0] is not target:
+            self._policy = (target, policy_of(target, self.draft, *self._wanted))
+        own, sampling = split_processors(processors, bool(settings.do_sample))
+        num_padding = 0 if target.config.is_encoder_decoder else left_padding(token_ids, options)
+        runner = ProcessedModel(
+            self._runner(options),
+            own,
+            token_ids[0, :num_padding].tolist(),
+            target.config.get_text_config().vocab_size,
+        )
+        eos = settings.eos_token_id
+        ends = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        text = AssistedText(runner, self._policy[1], sampling, ends, token_ids[0].tolist(), num_padding)
+        processors.insert(len(own), text.observer)
+        return text
+
+    def _runner(self, options: dict[str, Any]) -> CachedModel:
+        if not self.draft.config.is_encoder_decoder:
+            return CachedModel(self.draft)
+        return EncoderDecoderModel(
+            self.draft, options["encoder_outputs"].last_hidden_state, options.get("attention_mask")
+        )
+
+
+class _Continuing:
+    """Stands where transformers expects the draft's cache, which is ours: by it a text is known to go on."""
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def crop(self, tokens_to_remove: int) -> None: ...
+
+
+def _running_loop() -> FrameType:
+    """The call of transformers' assisted generation that is running. Nobody hands the draft a reference to the target
+    or to its processors; the frame has both.
+
+    Raises DslError outside of it.
+    """
+    code = inspect.unwrap(GenerationMixin._assisted_decoding).__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    if frame is None:
+        raise DslError("an attached draft generates only as assistant_model= of a target's generate")
+    return frame

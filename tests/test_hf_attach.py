@@ -1,0 +1,190 @@
+"""`target.generate(..., assistant_model=dsl_train.attach(draft))` against `target.generate(...)`."""
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer, perturb
+from tiny_predictor import write_predictor
+
+import dsl_train
+from dsl_train.bench.law import exact_law, fit
+from dsl_train.engine import SpeculativeEngine
+from dsl_train.loading import Pair, describe_model
+from dsl_train.policies.factory import make_policy
+from dsl_train.records import DslError
+from dsl_train.runner import CachedModel
+from dsl_train.sampling import Sampling
+from dsl_train.schema import FEATURES
+
+PROMPT = torch.tensor([[50, 27, 63, 6, 17]])
+
+
+@pytest.fixture(scope="module")
+def target():
+    return make_model(seed=0)
+
+
+@pytest.fixture(scope="module")
+def draft(target):
+    return perturb(target, scale=0.15, seed=1)
+
+
+def generate(target, inputs=PROMPT, **options):
+    return target.generate(inputs, **{"max_new_tokens": 40, "do_sample": False, **options})
+
+
+class Watched:
+    """Another policy, and what it was shown."""
+
+    def __init__(self, spec="static:3"):
+        self.policy = make_policy(spec)
+        self.name, self.needs, self.max_lookahead = "watched", "features", self.policy.max_lookahead
+        self.steps, self.rounds = [], []
+
+    def wants_another(self, step):
+        self.steps.append(step)
+        return self.policy.wants_another(step)
+
+    def observe(self, finished):
+        self.rounds.append(finished)
+        self.policy.observe(finished)
+
+    def reset(self):
+        self.policy.reset()
+
+
+@pytest.mark.parametrize("policy", ["static:4", "static:0", "heuristic", "random:0.7,1,7"])
+@pytest.mark.parametrize(
+    "options", [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 30, "no_repeat_ngram_size": 2}]
+)
+def test_greedy_text_is_the_targets(target, draft, policy, options):
+    assistant = dsl_train.attach(draft, policy=policy)
+    for _ in range(2):  # one object for any number of texts
+        found = generate(target, assistant_model=assistant, **options)
+        assert found.tolist() == generate(target, **options).tolist()
+
+
+@pytest.mark.parametrize("length", [1, 216, 250])
+def test_extreme_prompts_are_continued_as_by_the_target(target, draft, length):
+    prompt = torch.randint(1, 64, (1, length), generator=torch.Generator().manual_seed(1))
+    options = {"max_new_tokens": min(40, 257 - length)}
+    assistant = dsl_train.attach(draft, policy=Watched("static:7"))
+    assert generate(target, prompt, assistant_model=assistant, **options).tolist() == (
+        generate(target, prompt, **options).tolist()
+    )
+
+
+def test_a_draft_of_short_context_goes_on_by_chance(target):
+    short = make_model(seed=0)
+    short.config.max_position_embeddings = 16
+    assistant = dsl_train.attach(short, policy=Watched("static:4"))
+    assert generate(target, assistant_model=assistant).tolist() == generate(target).tolist()
+
+
+def test_left_padding_is_no_part_of_the_text(target, draft):
+    padded = torch.cat([torch.full((1, 4), 7), PROMPT], dim=1)
+    options = {"attention_mask": torch.tensor([[0] * 4 + [1] * 5]), "repetition_penalty": 1.3}
+    found = generate(target, padded, assistant_model=dsl_train.attach(draft, policy=Watched()), **options)
+    assert found.tolist() == generate(target, padded, **options).tolist()
+
+
+def test_the_policy_sees_the_features_of_our_own_loop(target, draft):
+    """Rounds are cut differently (the stock loop drafts at once), so steps are compared where both have drafted the
+    same tokens behind the same text: features depend on nothing else."""
+    own, attached = Watched("static:5"), Watched("static:5")
+    engine = SpeculativeEngine(CachedModel(target), CachedModel(draft), own, eos_token_ids=[0])
+    alone = engine.generate(PROMPT[0].tolist(), 40).token_ids
+    text = generate(target, assistant_model=dsl_train.attach(draft, policy=attached))
+    assert text[0, PROMPT.shape[1] :].tolist() == list(alone)
+    expected = {(step.start, step.position): step.features for step in own.steps if step.position}
+    compared = [(step.features, expected.get((step.start, step.position))) for step in attached.steps]
+    compared = [(found, wanted) for found, wanted in compared if wanted is not None]
+    assert len(compared) > 10
+    for found, wanted in compared:
+        assert found == pytest.approx(wanted, abs=2e-4)
+
+
+def test_sampled_agreements_and_target_features_are_those_of_our_own_loop(draft):
+    """A target that is certain of its text makes both loops write the same one; what they draft differs, so compared
+    are the features that do not depend on it."""
+    target, own, attached = make_model(seed=0), Watched("static:2"), Watched("static:2")
+    target.lm_head.weight.data *= 1000
+    sampling = {"temperature": 0.8, "top_k": 12, "top_p": 0.95}
+    engine = SpeculativeEngine(CachedModel(target), CachedModel(draft), own, Sampling(**sampling), [0])
+    alone = engine.generate(PROMPT[0].tolist(), 40).token_ids
+    torch.manual_seed(0)
+    text = generate(target, assistant_model=dsl_train.attach(draft, policy=attached), do_sample=True, **sampling)
+    assert text[0, PROMPT.shape[1] :].tolist() == list(alone)
+    columns = [i for i, feature in enumerate(FEATURES) if feature.group in ("agreement", "target", "setting")]
+    expected = {step.start: step.features[columns] for step in own.steps if step.position}
+    compared = [step for step in attached.steps if step.position and step.start in expected]
+    assert len(compared) > 10
+    for step in compared:
+        assert step.features[columns] == pytest.approx(expected[step.start], abs=2e-4)
+
+
+def test_before_the_target_has_spoken_one_token_is_drafted_and_nothing_asked(target, draft):
+    policy = Watched("static:7")
+    generate(target, assistant_model=dsl_train.attach(draft, policy=policy))
+    first = policy.rounds[0]
+    assert (first.start, len(first.drafted)) == (PROMPT.shape[1], 1)
+    assert all(step.start > PROMPT.shape[1] for step in policy.steps)
+
+
+def test_sampled_texts_follow_the_targets_law():
+    """Joint law of the first 3 of 500 texts under a hostile policy, false-alarm rate 1e-4."""
+    target = make_model(seed=3)
+    draft = perturb(target, scale=0.3, seed=4)
+    sampling = Sampling(0.8, 12, 0.95)
+    law = exact_law(CachedModel(target), PROMPT[0].tolist(), sampling, [0], 3, 500)
+    assistant = dsl_train.attach(draft, policy=StopsOnValue())
+    options = {"do_sample": True, "temperature": 0.8, "top_k": 12, "top_p": 0.95, "max_new_tokens": 3}
+    torch.manual_seed(0)
+    texts = [generate(target, assistant_model=assistant, **options)[0, 5:].tolist() for _ in range(500)]
+    assert fit(law, texts, 1e-4).p_value > 1e-4
+
+
+class StopsOnValue(Watched):
+    """Hostile: decides by the drafted token's identity."""
+
+    def wants_another(self, step):
+        return step.draft is None or step.draft.token_id % 2 == 0
+
+
+def test_the_global_seed_repeats_a_sampled_text(target, draft):
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        assistant = dsl_train.attach(draft, policy="static:3")
+        texts.append(generate(target, assistant_model=assistant, do_sample=True).tolist())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_predictor_decides_and_one_of_another_pair_is_refused(target, draft, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "dsl"
+    folder.mkdir()
+    write_predictor(
+        folder, Pair(target, draft, make_tokenizer(), describe_model(target, ""), describe_model(draft, ""))
+    )
+    for threshold in (None, 0.5, 2.0):
+        assistant = dsl_train.attach(draft, predictor=folder, threshold=threshold)
+        assert generate(target, assistant_model=assistant).tolist() == generate(target).tolist()
+    wide = [make_model(seed=0, vocab_size=70) for _ in range(2)]
+    with pytest.raises(DslError, match=r"was trained for target  \(vocab_size 64\), but this target"):
+        generate(wide[0], assistant_model=dsl_train.attach(wide[1], predictor=folder))
+
+
+def test_refusals_name_what_is_wrong(target, draft):
+    with pytest.raises(DslError, match="no predictor in its dsl folder"):
+        dsl_train.attach(draft)
+    assistant = dsl_train.attach(draft, policy="static:3")
+    with pytest.raises(DslError, match="only as assistant_model= of a target's generate"):
+        assistant.generate(PROMPT)
+    with pytest.raises(DslError, match="assistant_ensemble_weight mixes the draft into the output"):
+        generate(target, assistant_model=assistant, assistant_ensemble_weight=0.5)
+
+
+def test_the_draft_keeps_its_own_settings(target, draft):
+    before = draft.generation_config.to_dict()
+    generate(target, assistant_model=dsl_train.attach(draft, policy="heuristic"))
+    assert draft.generation_config.to_dict() == before
