@@ -101,7 +101,7 @@ def test_generating_with_a_predictor_imports_nothing_of_training():
     code = f"""
 import sys
 import dsl_train.api, dsl_train.engine, dsl_train.policies.learned, dsl_train.policies.factory
-import dsl_train.predictor.runtime
+import dsl_train.predictor.runtime, dsl_train.hf.attach, dsl_train.hf.decoding
 own = [name for name, module in sys.modules.items() if name.startswith('dsl_train')]
 print([name for name in {heavy} if name in sys.modules])
 """
