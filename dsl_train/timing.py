@@ -170,7 +170,7 @@ def _summarise(samples: Samples, typical: int) -> CostProfile:
     draft, plain = rounds["draft", 1], rounds["position", 0]
     target = min(rounds["target", 1], plain)
     measured = sorted(k for needs, k in rounds if needs == "position")
-    verifications = [rounds["position", k] - (plain - target) - k * draft for k in measured]
+    verifications = [max(0.0, rounds["position", k] - (plain - target) - k * draft) for k in measured]
     steps = [interpolate(k, measured, verifications) for k in range(measured[-1] + 1)]
     prices = {"primitives": (rounds["primitives", typical] - rounds["position", typical]) / typical}
     if ("features", 0) in rounds:

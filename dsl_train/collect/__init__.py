@@ -1,1 +1,1 @@
-"""Turning prompts into traces: prompts, the two collectors, parts that survive a crash."""
+"""Turning prompts or responses into traces: inputs, the two collectors, parts that survive a crash, shards and Ray."""

@@ -12,7 +12,7 @@ class CollectConfig:
 
     From prompts, which the target answers now:
     dsl-collect --target T --draft D --prompts prompts.jsonl --output runs/traces.
-    From responses it gave elsewhere, ten times faster:
+    From responses that it gave elsewhere, without asking it again:
     dsl-collect --target T --draft D --responses log.jsonl --output runs/traces.
     Add --dry_run to see first how long and large it would be. The same command again resumes, after any end.
     Exit code 0: complete; 3: complete, but some rows or texts were put aside, each with its reason in the folder's
