@@ -123,7 +123,7 @@ def test_live_compares_all_contenders_and_finds_the_targets_own_tokens(options, 
     assert result["static:2"].stats.drafted_by_position[0] > 0
     assert set(result["learned"].relative_to) == {"autoregressive", result.best_static, *names[-2:]}
     assert "confidence threshold 0.4" in result["transformers-assisted"].note
-    assert result.threshold == 0.5
+    assert 0.5 <= result.threshold <= 1.0  # the table says 0.5; a measured jump of verification raises it
 
 
 def test_a_policy_that_changed_the_text_is_listed_and_fails_the_command(options, monkeypatch, capsys, tmp_path):
