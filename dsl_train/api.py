@@ -19,7 +19,7 @@ from dsl_train.loading import Pair, describe_model, load_pair, load_tokenizer
 from dsl_train.policies.base import Policy
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.policies.factory import make_policy
-from dsl_train.predictor.runtime import Predictor
+from dsl_train.predictor.runtime import Predictor, shipped_with
 from dsl_train.profile import cached_profile
 from dsl_train.records import DslError, GenerationResult, Round
 from dsl_train.runner import CachedModel
@@ -50,9 +50,7 @@ def load_predictor(source: str | Path) -> Predictor:
 
     Raises DslError if there is none, if it is damaged or of another schema.
     """
-    folder = Path(source)
-    shipped = folder / "dsl"
-    return Predictor.load(shipped if (shipped / "config.json").is_file() else folder)
+    return Predictor.load(shipped_with(source) or source)
 
 
 def generate(
@@ -169,7 +167,7 @@ def choose_policy(
 
 def find_predictor(draft_id: str, source: str | Path | None = None) -> Predictor:
     """The predictor at `source`, by default the one beside the draft."""
-    if source is None and not (Path(draft_id) / "dsl" / "config.json").is_file():
+    if source is None and not shipped_with(draft_id):
         raise DslError(
             f"draft {draft_id} has no predictor in its dsl folder; train one with dsl-collect and dsl-train --ship_to, "
             "name one with --predictor, or choose other policies (heuristic, static:4, ...)"

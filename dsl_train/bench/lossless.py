@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from dsl_train.bench.law import Fit, Law, exact_law, fit
 from dsl_train.bench.live import Mismatch, contender, first_difference
 from dsl_train.bench.setup import Setup
 from dsl_train.kv_cache import keeps_every_token
+from dsl_train.predictor.runtime import shipped_with
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
 
@@ -114,7 +114,7 @@ def verified_policies(config: BenchConfig) -> list[str]:
     """What was asked for; by default one rule of each kind, a coin, and the predictor if there is one."""
     if config.policies != all_contenders():
         return config.policies
-    learned = config.predictor or (Path(config.draft) / "dsl" / "config.json").is_file()
+    learned = config.predictor or shipped_with(config.draft)
     return [*DEFAULT_POLICIES, *(["learned"] if learned else [])]
 
 

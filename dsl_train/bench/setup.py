@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,7 @@ from dsl_train.cost import CostProfile, StopRule
 from dsl_train.loading import Pair, load_pair
 from dsl_train.policies.base import Policy
 from dsl_train.policies.factory import make_policy
-from dsl_train.predictor.runtime import Predictor
+from dsl_train.predictor.runtime import Predictor, shipped_with
 from dsl_train.profile import cached_profile
 from dsl_train.records import DslError
 from dsl_train.runner import CachedModel
@@ -74,8 +73,7 @@ def open_predictor(config: BenchConfig, pair: Pair) -> Predictor:
 def measure_costs(config: BenchConfig) -> CostProfile:
     """Measured anew, and kept for whoever asks next. The predictor is timed if there is one, or one is named."""
     pair = open_pair(config)
-    shipped = (Path(config.draft) / "dsl").is_dir()
-    predictor = open_predictor(config, pair) if config.predictor or shipped else None
+    predictor = open_predictor(config, pair) if config.predictor or shipped_with(config.draft) else None
     return cached_profile(pair, predictor, config.sampling, fresh=True)
 
 

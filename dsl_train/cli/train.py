@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(config: TrainConfig) -> "TrainResult":
     from dsl_train.evidence.inputs import from_training
-    from dsl_train.predictor.fit import REPORTED_C, fit
+    from dsl_train.predictor.fit import fit
+    from dsl_train.predictor.measure import REPORTED_C
     from dsl_train.report.page import build_report
 
     result = fit(config)

@@ -18,11 +18,19 @@ from dsl_train.predictor.card import card
 from dsl_train.predictor.config import TrainConfig
 from dsl_train.predictor.export import export_onnx
 from dsl_train.predictor.network import SurvivalNetwork
-from dsl_train.predictor.runtime import CARD, CONFIG, FORMAT_VERSION, ONNX, Predictor, ThresholdTable, read_config
+from dsl_train.predictor.runtime import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    ONNX,
+    SHIPPED,
+    Predictor,
+    ThresholdTable,
+    read_config,
+)
 from dsl_train.records import DslError
 
 TRAINING = "training"
-SHIPPED = "dsl"
 _TRAIN_CONFIG = "config.json"
 
 

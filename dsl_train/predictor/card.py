@@ -41,7 +41,7 @@ Replay of the held-out texts: tokens per target step where a draft costs c targe
 | c | threshold | predictor | best static lookahead | gain |
 |---|---|---|---|---|
 {_replay_rows(metrics)}
-
+{_temperature_section(metrics)}
 ## How to use it
 
 ```python
@@ -75,6 +75,23 @@ def _replay_rows(metrics: Mapping[str, Any]) -> str:
         for row in metrics["replay"]
     ]
     return "\n".join(rows)
+
+
+def _temperature_section(metrics: Mapping[str, Any]) -> str:
+    """Gain by temperature and price; empty where the traces have one temperature only."""
+    rows = metrics["by_temperature"]
+    if not rows:
+        return ""
+    costs = [row["c"] for row in rows[0]["replay"]]
+    lines = [
+        f"| {row['temperature']:g} | {_number(row['test']['auc'])} | {_number(row['test']['ece'])} | "
+        + " | ".join(f"{at['gain']:+.1%}" for at in row["replay"])
+        + " |"
+        for row in rows
+    ]
+    head = "| temperature | AUC | calibration error | " + " | ".join(f"gain at c = {c:g}" for c in costs) + " |"
+    intro = "By temperature, each against the static lookahead that was best at it:"
+    return "\n".join(["", intro, "", head, "|---" * (3 + len(costs)) + "|", *lines, ""])
 
 
 def _number(value: float | None) -> str:

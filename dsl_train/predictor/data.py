@@ -56,10 +56,10 @@ class TraceDataModule(lightning.LightningDataModule):
         split_of_row = self.split_of_sequence[decisions.sequence]
         self.rows = {split: np.flatnonzero(split_of_row == code) for code, split in enumerate(SPLITS)}
         self.features = torch.from_numpy(np.ascontiguousarray(decisions.features[:, columns], dtype=np.float32))
-        self.survival = torch.from_numpy(decisions.survival.astype(np.float32))
+        self.survival = torch.from_numpy(decisions.soft_survival)
 
     def part(self, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [n, F] and labels [n] of one split."""
+        """Features [n, F] and soft labels [n] of one split."""
         rows = torch.from_numpy(self.rows[split])
         return self.features[rows], self.survival[rows]
 

@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsl_train import decisions, schema
+from dsl_train import decisions
 from dsl_train.decisions import Decisions
 from dsl_train.predictor import artifact, metrics
 from dsl_train.predictor.config import C_GRID, TrainConfig
-from dsl_train.predictor.data import SPLITS, Split, TraceDataModule
-from dsl_train.predictor.network import SurvivalNetwork
+from dsl_train.predictor.data import SPLITS, TraceDataModule
+from dsl_train.predictor.measure import measure
+from dsl_train.predictor.network import POSITIONS, SurvivalNetwork
 from dsl_train.predictor.runtime import ThresholdTable
 from dsl_train.predictor.trainer import load_best, one_thread, train
-from dsl_train.replay import replay_static, replay_survival, solve_thresholds
+from dsl_train.replay import solve_thresholds
 from dsl_train.traces import open_traces
-from dsl_train.tuning import tune_static
 
-#: Prices at which the held-out replay is reported [target steps].
-REPORTED_C = (0.05, 0.1, 0.2, 0.4)
 _PARITY_ROWS = 4096
 
 
@@ -68,10 +66,10 @@ def fit(config: TrainConfig) -> TrainResult:
     data = TraceDataModule(all_decisions, all_decisions.prompt_ids, config.names, config.batch_size, config.seed)
     with one_thread():
         network, epochs = _best_network(config, data)
-        _calibrate(network, data)
+        _calibrate(network, data, all_decisions)
         survival = _survival(network, data.features)
     table = _solve(all_decisions, data, survival)
-    measured = _measure(all_decisions, data, survival, table)
+    measured = measure(all_decisions, data, survival, table)
     rows = data.part("test")[0][:_PARITY_ROWS]
     described = artifact.write_artifact(config.output, network, config.names, rows, table, measured, all_decisions)
     return TrainResult(
@@ -95,9 +93,14 @@ def _best_network(config: TrainConfig, data: TraceDataModule) -> tuple[SurvivalN
 
 
 @torch.no_grad()
-def _calibrate(network: SurvivalNetwork, data: TraceDataModule) -> None:
-    features, labels = data.part("val")
-    network.calibrate(*metrics.platt(network(features).numpy(), labels.numpy()))
+def _calibrate(network: SurvivalNetwork, data: TraceDataModule, all_decisions: Decisions) -> None:
+    """One slope, and a shift for each position, on the validation prompts."""
+    rows = data.rows["val"]
+    logits, labels = network(data.part("val")[0]).numpy(), all_decisions.survival[rows]
+    slope, shift = metrics.platt(logits, labels)
+    position = np.minimum(all_decisions.position[rows], POSITIONS - 1)
+    by_position = metrics.position_shifts(slope * logits + shift, labels, position, POSITIONS)
+    network.calibrate(slope, shift + by_position)
 
 
 @torch.no_grad()
@@ -106,58 +109,8 @@ def _survival(network: SurvivalNetwork, features: torch.Tensor) -> np.ndarray:
 
 
 def _solve(all_decisions: Decisions, data: TraceDataModule, survival: np.ndarray) -> ThresholdTable:
-    chosen, estimates = _select(all_decisions, data, "train", survival)
-    return ThresholdTable(C_GRID, tuple(solve_thresholds(chosen, estimates, C_GRID)))
-
-
-def _measure(
-    all_decisions: Decisions, data: TraceDataModule, survival: np.ndarray, table: ThresholdTable
-) -> dict[str, Any]:
-    """Test metrics of the predictor and of its floor, and both stop rules replayed on the held-out prompts."""
-    rows, train_rows = data.rows["test"], data.rows["train"]
-    labels, position = all_decisions.survival, all_decisions.position
-    core = [schema.FEATURE_NAMES.index(name) for name in schema.CORE]
-    train_core, test_core = (all_decisions.features[part][:, core] for part in (train_rows, rows))
-    floor = metrics.logistic_floor(train_core, labels[train_rows], test_core)
-    prompts = np.asarray(all_decisions.prompt_ids)
-    return {
-        "test": metrics.evaluate(survival[rows], labels[rows], position[rows]),
-        "floor": metrics.evaluate(floor, labels[rows], position[rows]),
-        "replay": _replay(all_decisions, data, survival, table),
-        "num_rows": {split: len(data.rows[split]) for split in SPLITS},
-        "num_prompts": {
-            split: len(set(prompts[data.split_of_sequence == code].tolist())) for code, split in enumerate(SPLITS)
-        },
-    }
-
-
-def _replay(
-    all_decisions: Decisions, data: TraceDataModule, survival: np.ndarray, table: ThresholdTable
-) -> list[dict[str, Any]]:
-    """Tokens per target step on held-out prompts, next to the static lookahead that was best in training."""
-    test, estimates = _select(all_decisions, data, "test", survival)
-    statics = tune_static(_select(all_decisions, data, "train", survival)[0], REPORTED_C)
-    reported = []
-    for c, static in zip(REPORTED_C, statics, strict=True):
-        lookahead = int(static.spec.partition(":")[2])
-        rate = replay_survival(test, estimates, table.at(c)).rate(c)
-        static_rate = replay_static(test, lookahead).rate(c)
-        reported.append(
-            {
-                "c": c,
-                "threshold": table.at(c),
-                "rate": rate,
-                "static_lookahead": lookahead,
-                "static_rate": static_rate,
-                "gain": rate / static_rate - 1.0,
-            }
-        )
-    return reported
-
-
-def _select(
-    all_decisions: Decisions, data: TraceDataModule, split: Split, survival: np.ndarray
-) -> tuple[Decisions, np.ndarray]:
-    """Decisions of one split and their survival."""
-    keep = data.split_of_sequence == SPLITS.index(split)
-    return all_decisions.select(keep), survival[data.rows[split]]
+    """One table for all temperatures: survival is a probability at each of them, and the rate falls off slowly beside
+    the best threshold (docs/study.md)."""
+    keep = data.split_of_sequence == SPLITS.index("train")
+    estimates = survival[data.rows["train"]]
+    return ThresholdTable(C_GRID, tuple(solve_thresholds(all_decisions.select(keep), estimates, C_GRID)))

@@ -21,18 +21,22 @@ _DTYPES = {1: np.float32, 9: np.bool_}  # TensorProto.DataType
 class LightNetwork:
     """One row at a time. Not for several threads at once: its buffers are reused."""
 
-    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
-        """Raises KeyError if a tensor of the network is missing."""
+    def __init__(self, tensors: dict[str, np.ndarray], position: int | None) -> None:
+        """`position` is the input that counts drafted tokens, if there is one. Raises KeyError if a tensor of the
+        network is missing."""
         named = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
         self._probs: list[int] = np.flatnonzero(named["is_prob"]).tolist()
         self._mean, self._scale = named["mean"], named["scale"]
-        self._slope, self._shift = float(named["slope"]), float(named["shift"])
+        self._slope, self._shift = float(named["slope"]), named["shift"].reshape(-1).tolist()  # one, or by position
+        self._position = position
         *hidden, last = ((named[f"mlp.{i}.weight"], named[f"mlp.{i}.bias"]) for i in _linear_layers(named))
         self._hidden = [(weight, bias, np.empty_like(bias)) for weight, bias in hidden]  # [h, f], [h], [h]
         self._last_weight, self._last_bias = last[0][0], float(last[1][0])
 
     def survival(self, inputs: np.ndarray) -> float:
         """Of raw features [f] float32, which are overwritten."""
+        at = 0 if self._position is None else int(inputs[self._position])
+        shift = self._shift[min(max(at, 0), len(self._shift) - 1)]
         for i in self._probs:  # few: logarithms one by one are quicker than four passes of numpy
             prob = min(max(float(inputs[i]), PROB_CLIP), 1.0 - PROB_CLIP)
             inputs[i] = math.log(prob / (1.0 - prob))
@@ -44,7 +48,7 @@ class LightNetwork:
             np.dot(weight, inputs, out=buffer)
             np.add(buffer, bias, out=buffer)
             inputs = np.maximum(buffer, 0.0, out=buffer)
-        logit = self._slope * (float(self._last_weight.dot(inputs)) + self._last_bias) + self._shift
+        logit = self._slope * (float(self._last_weight.dot(inputs)) + self._last_bias) + shift
         return 0.5 * (1.0 + math.tanh(0.5 * logit))
 
 

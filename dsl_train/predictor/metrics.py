@@ -14,6 +14,9 @@ from sklearn.preprocessing import StandardScaler
 _NUM_BINS = 15
 _FLOOR_ROWS = 100_000
 _CLIP = 1e-6
+#: Rows' worth of doubt that a position needs a shift of its own, weighed as rows are: by p * (1 - p).
+_DOUBT = 100.0
+_NEWTON_STEPS = 10
 
 
 def evaluate(survival: np.ndarray, labels: np.ndarray, position: np.ndarray) -> dict[str, Any]:
@@ -59,6 +62,19 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     model = LogisticRegression(C=1e4).fit(logits[:, None].astype(np.float64), labels)
     slope, shift = float(model.coef_[0, 0]), float(model.intercept_[0])
     return (slope, shift) if slope > 0 else (1.0, 0.0)
+
+
+def position_shifts(logits: np.ndarray, labels: np.ndarray, position: np.ndarray, num_positions: int) -> np.ndarray:
+    """[num_positions] what to add to the logits [N] so that every position is right on average; nearly nothing where
+    few rows tell. `position` [N] is below `num_positions`."""
+    shifts = np.zeros(num_positions)
+    for _ in range(_NEWTON_STEPS):
+        prob = 1.0 / (1.0 + np.exp(-np.clip(logits + shifts[position], -30.0, 30.0)))
+        surplus, weight = (
+            np.bincount(position, values, num_positions) for values in (labels - prob, prob * (1.0 - prob))
+        )
+        shifts += (surplus - _DOUBT * shifts) / (weight + _DOUBT)
+    return shifts
 
 
 def logistic_floor(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from dsl_train.predictor.network import SurvivalNetwork
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Features [n, F], survival [n] in {0, 1}."""
+"""Features [n, F], survival [n] in [0, 1]."""
 
 
 class StopClassifier(lightning.LightningModule):

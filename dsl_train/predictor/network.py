@@ -3,11 +3,15 @@
 Letters: N rows, F features. Knows names and units from the schema; knows neither training nor files.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
 from dsl_train.predictor.light import INPUT_CLIP, PROB_CLIP
 from dsl_train.schema import FEATURES
+
+#: Positions calibrated one by one; those behind share the last one's shift.
+POSITIONS = 16
 
 
 class SurvivalNetwork(nn.Module):
@@ -26,7 +30,8 @@ class SurvivalNetwork(nn.Module):
         self.register_buffer("mean", torch.zeros(len(names)))
         self.register_buffer("scale", torch.ones(len(names)))
         self.register_buffer("slope", torch.ones(()))
-        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("shift", torch.zeros(POSITIONS))
+        self._position = names.index("position") if "position" in names else None
         layers: list[nn.Module] = []
         for width_in, width in zip((len(names), *hidden), hidden, strict=False):
             layers += [nn.Linear(width_in, width), nn.ReLU()]
@@ -35,7 +40,7 @@ class SurvivalNetwork(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Calibrated logit of the survival [N] of raw features [N, F]."""
         inputs = ((self._linearise(features) - self.mean) / self.scale).clamp(-INPUT_CLIP, INPUT_CLIP)
-        return self.slope * self.mlp(inputs).squeeze(-1) + self.shift
+        return self.slope * self.mlp(inputs).squeeze(-1) + self._shifts(features)
 
     def survival(self, features: torch.Tensor) -> torch.Tensor:
         """P(all drafted tokens and the next one are accepted) [N], range (0, 1)."""
@@ -50,10 +55,16 @@ class SurvivalNetwork(nn.Module):
         self.scale.copy_(torch.where(scale > 1e-6, scale, torch.ones_like(scale)))
 
     @torch.no_grad()
-    def calibrate(self, slope: float, shift: float) -> None:
-        """Set the last stage: logit -> slope * logit + shift."""
+    def calibrate(self, slope: float, shift: np.ndarray) -> None:
+        """Set the last stage: logit -> slope * logit + shift of the position; `shift` [POSITIONS]."""
         self.slope.fill_(slope)
-        self.shift.fill_(shift)
+        self.shift.copy_(torch.from_numpy(shift))
+
+    def _shifts(self, features: torch.Tensor) -> torch.Tensor:
+        """[N]; a network that does not see the position uses the first one's."""
+        if self._position is None:
+            return self.shift[0]
+        return self.shift[features[:, self._position].clamp(0, POSITIONS - 1).long()]
 
     def _linearise(self, features: torch.Tensor) -> torch.Tensor:
         probs = features.clamp(PROB_CLIP, 1.0 - PROB_CLIP)

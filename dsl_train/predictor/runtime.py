@@ -5,6 +5,7 @@ and onnxruntime, no torch. Letters: N rows, F features of the schema, f of them 
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,10 @@ from dsl_train.predictor.light import LightNetwork, initializers
 from dsl_train.records import DslError
 
 ONNX, CONFIG, CARD = "predictor.onnx", "config.json", "README.md"
+#: Subfolder of a draft model's folder in which its predictor is shipped. Never the root: other engines look there.
+SHIPPED = "dsl"
 FORMAT_VERSION = 1
+_LOG = logging.getLogger(__name__)
 _REQUIRED = ("format_version", "schema", "pair", "threshold_table", "max_lookahead")
 
 
@@ -47,7 +51,7 @@ class Predictor:
         self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
         self._columns = np.array([schema.FEATURE_NAMES.index(name) for name in self.names])
         self._row = np.zeros(len(self.names), dtype=np.float32)
-        self._light = _light_network(folder / ONNX, self._survivals, len(self.names))
+        self._light = _light_network(folder / ONNX, self._survivals, self.names)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
@@ -60,7 +64,7 @@ class Predictor:
 
     def check_pair(self, target: Mapping[str, Any], draft: Mapping[str, Any]) -> None:
         """Compare with the pair in service: `architecture`, `vocab_size` and, where both sides saw the same version of
-        transformers, `config_hash`. Raises DslError naming the first difference."""
+        transformers, `config_hash`. Raises DslError naming the first difference; other weights are only warned of."""
         keys = ["architecture", "vocab_size"]
         if self.config.get("versions", {}).get("transformers") == _installed("transformers"):
             keys.append("config_hash")
@@ -73,6 +77,13 @@ class Predictor:
                         f"but this {role} is {model.get('id')} ({key} {model[key]}); use that pair, "
                         f"or train a predictor for this one with dsl-collect and dsl-train"
                     )
+            revisions = trained.get("revision"), model.get("revision")
+            if all(revisions) and revisions[0] != revisions[1]:
+                _LOG.warning(
+                    "predictor %s was trained for %s %s of revision %s, this one has revision %s; it stays correct, "
+                    "but train it again if acceptance has changed",
+                    *(self.folder, role, trained.get("id"), *revisions),
+                )
 
     def survival(self, vector: np.ndarray) -> float:
         """P(everything drafted and the next token are accepted); `vector` [F] float32 in schema order."""
@@ -93,6 +104,12 @@ class Predictor:
         return self.session.run(["survival"], {"features": inputs})[0]
 
 
+def shipped_with(draft: str | Path) -> Path | None:
+    """Folder of the predictor beside a draft model; None if there is none."""
+    folder = Path(draft) / SHIPPED
+    return folder if (folder / CONFIG).is_file() else None
+
+
 def open_session(path: Path) -> onnxruntime.InferenceSession:
     """One thread, sequential: the network is too small for more. Raises DslError if the file is missing or damaged."""
     if not path.is_file():
@@ -110,13 +127,16 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
         ) from error
 
 
-def _light_network(path: Path, survivals: Callable[[np.ndarray], np.ndarray], num_inputs: int) -> LightNetwork | None:
+def _light_network(
+    path: Path, survivals: Callable[[np.ndarray], np.ndarray], names: tuple[str, ...]
+) -> LightNetwork | None:
     """The quick way to the same answers; None where the file holds a network of another form."""
     try:
-        network = LightNetwork(initializers(path.read_bytes()))
+        position = names.index("position") if "position" in names else None
+        network = LightNetwork(initializers(path.read_bytes()), position)
     except (KeyError, IndexError, ValueError):
         return None
-    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, num_inputs)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, len(names))).astype(np.float32)
     expected = survivals(rows)
     agrees = np.allclose([network.survival(row.copy()) for row in rows], expected, rtol=0, atol=1e-5)
     return network if agrees else None
