@@ -15,7 +15,7 @@ from dsl_train.drafter import DraftBlock
 from dsl_train.features import BlockState, TextState, assemble, draft_primitives, unpack_draft
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.ragged import RaggedModel
-from dsl_train.records import DraftPrimitives, DraftStep, TargetPrimitives
+from dsl_train.records import DraftPrimitives, DraftStep
 from dsl_train.sampling import Sampling, draw
 
 _MAX_BEHIND = 16  # committed tokens predicted at a time: bounds the logits after many rounds without drafts
@@ -35,16 +35,14 @@ class BatchText:
     behind: list[tuple[int, float]] = field(default_factory=list)
     """Committed tokens that the draft has yet to predict, with the target's probability of each."""
 
-    def commit(
-        self, target: Sequence[TargetPrimitives], agreements: Sequence[float], target_token_probs: Sequence[float]
-    ) -> None:
-        """Tell the features of the last tokens: the target's primitives and probability of each, and min(1,
-        draft/target) of the first of them, as far as the draft predicted them."""
+    def commit(self, agreements: Sequence[float], target_token_probs: Sequence[float]) -> None:
+        """Tell the features of the last tokens: the target's probability of each, and min(1, draft/target) of the
+        first of them, as far as the draft predicted them."""
         if self.view is None:
             return
-        committed = self.tokens[-len(target) :]
-        for token_id, primitives in zip(committed, target, strict=True):
-            self.view.commit(token_id, primitives)
+        committed = self.tokens[-len(target_token_probs) :]
+        for token_id in committed:
+            self.view.commit(token_id)
         self.agree(agreements)
         self.behind += list(zip(committed, target_token_probs, strict=True))[len(agreements) :]
 

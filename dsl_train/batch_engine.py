@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from dsl_train.batch_drafter import BatchDrafter, BatchText
 from dsl_train.drafter import DraftBlock
 from dsl_train.engine import _greedy_agreements, _sampled_agreements, _Sequence
-from dsl_train.features import TextState, target_primitives
+from dsl_train.features import TextState
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.ragged import RaggedModel, check_ragged
-from dsl_train.records import GenerationResult, Round, TargetPrimitives
+from dsl_train.records import GenerationResult, Round
 from dsl_train.sampling import Sampling, draw
-from dsl_train.verify import Verdict, verify, verify_greedy
+from dsl_train.verify import Verdict, token_probs, verify, verify_greedy
 
 
 class BatchEngine:
@@ -105,7 +105,7 @@ class Batch:
         verdicts = self._verify(blocks, logits, probs)
         rounds = [_commit(*commit) for commit in zip(self.rows, blocks, verdicts, strict=True)]
         if self.policy.needs == "features":
-            self._tell_features(blocks, verdicts, rounds, logits, probs)
+            self._tell_features(blocks, verdicts, rounds, probs)
         for i, (row, finished) in enumerate(zip(self.rows, rounds, strict=True)):
             row.rounds.append(finished)
             self.target.truncate(i, len(row.text.tokens) - 1)
@@ -156,28 +156,19 @@ class Batch:
         blocks: Sequence[DraftBlock],
         verdicts: Sequence[Verdict],
         rounds: Sequence[Round],
-        logits: torch.Tensor,
         probs: torch.Tensor | None,
     ) -> None:
-        """What the verification says of every committed token, gathered from all texts at once."""
-        keep = logits.shape[1]
-        places = [
-            (i, keep - len(block.token_ids) - 1 + j, token_id)
-            for i, (block, finished) in enumerate(zip(blocks, rounds, strict=True))
-            for j, token_id in enumerate(finished.committed)
-        ]
-        index = torch.tensor(places, device=logits.device).unbind(-1)  # row, column and token of N committed tokens
-        primitives = target_primitives(self.sampling.scale(logits[index[:2]])).tolist()
-        token_probs = probs[index].tolist() if probs is not None else [1.0] * len(places)
-        first = 0
-        for row, block, verdict, finished in zip(self.rows, blocks, verdicts, rounds, strict=True):
-            own = slice(first, first + len(finished.committed))
-            first = own.stop
+        """What the verification says of every committed token."""
+        for i, (row, block, verdict, finished) in enumerate(zip(self.rows, blocks, verdicts, rounds, strict=True)):
+            committed = finished.committed
+            target_token_probs = [1.0] * len(committed)
+            if probs is not None:
+                target_token_probs = token_probs(_own(probs[i], block), committed).tolist()
             if probs is None or block.probs is None:
-                agreements = _greedy_agreements(verdict, block.token_ids)[: len(finished.committed)]
+                agreements = _greedy_agreements(verdict, block.token_ids)[: len(committed)]
             else:
-                agreements = _sampled_agreements(block.probs, finished.committed, token_probs[own])
-            row.text.commit([TargetPrimitives(*values) for values in primitives[own]], agreements, token_probs[own])
+                agreements = _sampled_agreements(block.probs, committed, target_token_probs)
+            row.text.commit(agreements, target_token_probs)
 
 
 def _own(row: Any, block: DraftBlock) -> Any:

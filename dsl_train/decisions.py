@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 
 from dsl_train.features import BlockState, TextState, assemble
-from dsl_train.records import DraftPrimitives, TargetPrimitives
+from dsl_train.records import DraftPrimitives
 from dsl_train.schema import FEATURE_NAMES
 from dsl_train.starts import Starts, offsets
 from dsl_train.traces import Traces, TraceSequence
@@ -101,6 +101,14 @@ class Decisions:
         rows = self.row[of_start[on_text] + self.position[on_text]]
         soft[on_text] = self.traces.rows["accept_prob"][rows]
         return soft
+
+    def drafted(self, column: str) -> np.ndarray:
+        """[N] a column of the trace rows, of the token drafted last; 0 where none is."""
+        of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
+        before = np.maximum(self.position.astype(np.int64) - 1, 0)
+        on_text = np.minimum(before, self.run[of_start])
+        rows = self.row[of_start + on_text] + before - on_text
+        return np.where(self.position > 0, self.traces.rows[column][rows], 0.0)
 
     def select(self, keep: np.ndarray) -> "Decisions":
         """The decisions of some sequences only, renumbered from 0; `keep` is [Q] bool. Copies what it keeps."""
@@ -188,11 +196,10 @@ def _walk(
     text = TextState(sequence.prompt_token_ids.tolist(), float(sequence.temperature))
     drafts = draft_records(columns)
     committed = columns["text_token_id"].tolist()
-    targets = list(map(TargetPrimitives, columns["target_entropy"].tolist(), columns["target_top_prob"].tolist()))
     agreements = columns["agreement"].tolist()
     before = 0
     for i, row in enumerate(rows):
-        text.commit(committed[before], targets[before])
+        text.commit(committed[before])
         text.agree(agreements[before])
         before = row
         if counts[i]:

@@ -12,7 +12,7 @@ import torch
 
 from dsl_train.features import BlockState, TextState, assemble, read_draft
 from dsl_train.policies.base import Policy
-from dsl_train.records import DraftPrimitives, DraftStep, TargetPrimitives
+from dsl_train.records import DraftPrimitives, DraftStep
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling, draw, most_likely
 from dsl_train.verify import token_probs
@@ -65,16 +65,15 @@ class Drafter:
     def commit(
         self,
         token_ids: Sequence[int],
-        target: Sequence[TargetPrimitives],
         agreements: Sequence[float],
         target_token_probs: Sequence[float],
     ) -> None:
-        """Tell the features what was committed: each token with the target's primitives and probability there, and
-        min(1, draft/target) for the first of them, as far as the draft predicted them."""
+        """Tell the features what was committed: each token with the target's probability of it, and min(1,
+        draft/target) for the first of them, as far as the draft predicted them."""
         if self.text is None:
             return
-        for token_id, primitives in zip(token_ids, target, strict=True):
-            self.text.commit(token_id, primitives)
+        for token_id in token_ids:
+            self.text.commit(token_id)
         for agreement in agreements:
             self.text.agree(agreement)
         self._behind += list(zip(token_ids, target_token_probs, strict=True))[len(agreements) :]
@@ -92,7 +91,7 @@ class Drafter:
             return self._draw_token(rows, generator)
         if self.policy.needs == "position":
             return most_likely(rows)[-1], None, None
-        ids, primitives = read_draft(rows)
+        ids, primitives = read_draft(rows, for_features=self.text is not None)
         if self._behind:
             self._catch_up(float(choice == token_id) for choice, (token_id, _) in zip(ids, self._behind, strict=False))
         return ids[-1], None, primitives
@@ -107,7 +106,7 @@ class Drafter:
             self._catch_up_sampled(probs)
         if self.policy.needs == "position":
             return int(choice), probs[-1], None
-        ids, primitives = read_draft(scaled[-1:], choice)
+        ids, primitives = read_draft(scaled[-1:], choice, for_features=self.text is not None)
         return ids[-1], probs[-1], primitives
 
     def _catch_up_sampled(self, probs: torch.Tensor) -> None:  # [behind + 1, V]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from dsl_train.drafter import DraftBlock, Drafter
-from dsl_train.features import read_target
 from dsl_train.policies.base import Policy
 from dsl_train.records import DslError, GenerationResult, Round
 from dsl_train.runner import CachedModel
@@ -87,14 +86,11 @@ class SpeculativeEngine:
     ) -> Round:
         start, drafted = len(text.tokens), block.token_ids
         if self.sampling.greedy:
-            choices, primitives = read_target(logits) if drafter.text else (most_likely(logits), [])
-            verdict = verify_greedy(choices, drafted)
+            verdict = verify_greedy(most_likely(logits), drafted)
         else:
-            scaled = self.sampling.scale(logits)
-            target_probs = self.sampling.probs_of_scaled(scaled)  # [K + 1, V]
+            target_probs = self.sampling.probs(logits)  # [K + 1, V]
             draft_probs = block.probs if block.probs is not None else target_probs[:0]
             verdict = verify(target_probs, draft_probs, drafted, generator)
-            primitives = read_target(scaled)[1] if drafter.text else []
         committed = text.commit([*drafted[: verdict.num_accepted], verdict.token_id])
         if drafter.text:
             if self.sampling.greedy:
@@ -102,7 +98,7 @@ class SpeculativeEngine:
             else:
                 target_token_probs = token_probs(target_probs, committed).tolist()
                 agreements = _sampled_agreements(draft_probs, committed, target_token_probs)
-            drafter.commit(committed, primitives[: len(committed)], agreements[: len(committed)], target_token_probs)
+            drafter.commit(committed, agreements[: len(committed)], target_token_probs)
         return Round(start, drafted, verdict.num_accepted, tuple(committed))
 
 

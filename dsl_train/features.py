@@ -6,7 +6,6 @@ T positions, V vocabulary, F features. Reads logits; does not know models, cache
 Which distribution describes which token (text index above, what is known below; the round starts at index s):
 
     committed text         ... s-2   s-1 |  block: s      s+1     ...
-    target primitives      ... s-2   s-1 |         (known only after the verification)
     agreement              ... s-2   s-1*|         (* once the draft has caught up: from position 1 on)
     draft primitives                     |         s      s+1     (position 1, 2, ...)
 """
@@ -18,11 +17,13 @@ import numpy as np
 import torch
 
 from dsl_train.copies import CopyIndex
-from dsl_train.records import DraftPrimitives, TargetPrimitives
+from dsl_train.records import DraftPrimitives
 from dsl_train.schema import MEAN_DECAY, TOP
 
 #: Logits this far below the largest count as that far: their probability is nothing, and infinity times nothing none.
 _NEGLIGIBLE = np.float32(-80.0)
+#: An agreement or a share that nothing is known of: as likely as not.
+_UNKNOWN = 0.5
 
 
 def draft_primitives(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
@@ -50,29 +51,25 @@ def target_primitives(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([_entropy(log_probs), log_probs.amax(-1, keepdim=True).exp()], dim=-1)
 
 
-def read_draft(logits: torch.Tensor, token_ids: torch.Tensor | None = None) -> tuple[list[int], DraftPrimitives]:
-    """Token ids and the primitives of the last row, in one copy to the host.
+def read_draft(
+    logits: torch.Tensor, token_ids: torch.Tensor | None = None, for_features: bool = False
+) -> tuple[list[int], DraftPrimitives]:
+    """Token ids and the primitives of the last row, in one copy to the host; `for_features`: perhaps no more of them
+    than :func:`assemble` needs.
 
     `logits` as in :func:`draft_primitives`, [T, V]; `token_ids` [T] int64, by default each row's most likely one.
     """
     if logits.device.type == "cpu":
         rows = logits.float().numpy()
         ids: list[int] = (rows.argmax(-1) if token_ids is None else token_ids).tolist()
+        if for_features:
+            return ids, _confidence(rows[-1], ids[-1])
         entropy, *log_probs, token_log_prob = _draft_row(rows[-1], ids[-1])
         return ids, DraftPrimitives(ids[-1], entropy, tuple(log_probs), token_log_prob)
     token_ids = logits.argmax(-1) if token_ids is None else token_ids
     packed = torch.cat([token_ids.double(), draft_primitives(logits[-1:], token_ids[-1:])[0].double()]).tolist()
     ids = list(map(int, packed[: len(token_ids)]))
     return ids, unpack_draft(packed[len(ids) :], ids[-1])
-
-
-def read_target(logits: torch.Tensor) -> tuple[list[int], list[TargetPrimitives]]:
-    """Most likely token and primitives of each row, in one copy to the host; `logits` [T, V] temperature-scaled."""
-    if logits.device.type == "cpu":
-        rows = logits.float().numpy()
-        return rows.argmax(-1).tolist(), [TargetPrimitives(*_target_row(row)) for row in rows]
-    packed = torch.cat([logits.argmax(-1)[:, None].double(), target_primitives(logits).double()], dim=-1).tolist()
-    return [int(row[0]) for row in packed], [TargetPrimitives(row[1], row[2]) for row in packed]
 
 
 def unpack_draft(row: list[float], token_id: int) -> DraftPrimitives:
@@ -100,6 +97,17 @@ def _draft_row(logits: np.ndarray, token_id: int) -> list[float]:  # [V] -> [1 +
     return [entropy, *top, *(TOP - len(top)) * top[-1:], token - log_total]
 
 
+def _confidence(logits: np.ndarray, token_id: int) -> DraftPrimitives:  # [V]
+    """Two log-probabilities and the token's; the entropy, which features do without, is not a number."""
+    best = int(logits.argmax())
+    others = logits - logits[best]
+    token = float(others[token_id])
+    others[best] = -math.inf
+    second = float(others.max())
+    log_total = math.log1p(float(np.add.reduce(np.exp(others, out=others))))
+    return DraftPrimitives(token_id, math.nan, (-log_total, second - log_total), token - log_total)
+
+
 def _target_row(logits: np.ndarray) -> tuple[float, float]:
     _, log_total, entropy = _normalised(logits)
     return entropy, math.exp(-log_total)
@@ -120,41 +128,37 @@ class TextState:
 
     def __init__(self, prompt_token_ids: Sequence[int], temperature: float) -> None:
         self.temperature = temperature
-        self.length = 0
         self.copies = CopyIndex()
-        self.target = TargetPrimitives(0.0, 0.0)
-        self.target_entropy_mean = 0.0
-        self.target_top_prob_mean = 0.0
-        self.agreements = (0.0, 0.0)  # of the last committed token, of the one before
+        self.copy_mean = _UNKNOWN
+        self.agreements: list[float] = []  # of the response tokens that have one, in text order
         self.agreement_mean = 0.0
-        self._num_committed = 0
-        self._num_agreements = 0
+        self._prompt_length = len(prompt_token_ids)
         for token_id in prompt_token_ids:
-            self._append(token_id)
+            self.copies.append(token_id)
 
-    def commit(self, token_id: int, target: TargetPrimitives) -> None:
-        """Append a response token and the target's primitives at its position."""
-        self._append(token_id)
-        self.target = target
-        weight = _mean_weight(self._num_committed)
-        self.target_entropy_mean += weight * (target.entropy - self.target_entropy_mean)
-        self.target_top_prob_mean += weight * (target.top_prob - self.target_top_prob_mean)
-        self._num_committed += 1
+    @property
+    def length(self) -> int:
+        """Committed tokens, prompt included."""
+        return len(self.copies.token_ids)
+
+    def commit(self, token_id: int) -> None:
+        """Append a response token."""
+        _, follower = self.copies.longest_match([])
+        if follower is not None:
+            followed = self.copies.token_ids[follower] == token_id
+            self.copy_mean += (1.0 - MEAN_DECAY) * (followed - self.copy_mean)
+        self.copies.append(token_id)
 
     def agree(self, agreement: float) -> None:
         """Add min(1, draft/target) of the next response token that has none yet; called in text order."""
-        self.agreements = (agreement, self.agreements[0])
-        self.agreement_mean += _mean_weight(self._num_agreements) * (agreement - self.agreement_mean)
-        self._num_agreements += 1
+        self.agreements.append(agreement)
+        weight = max(1.0 / len(self.agreements), 1.0 - MEAN_DECAY)  # a plain mean at first
+        self.agreement_mean += weight * (agreement - self.agreement_mean)
 
-    def _append(self, token_id: int) -> None:
-        self.copies.append(token_id)
-        self.length += 1
-
-
-def _mean_weight(num_seen: int) -> float:
-    """Weight of a new value: a plain mean at first, then exponential with MEAN_DECAY."""
-    return max(1.0 / (num_seen + 1), 1.0 - MEAN_DECAY)
+    def agreement_at(self, index: int | None) -> float:
+        """Of the token at a text index; neutral where there is none, or none is known."""
+        number = -1 if index is None else index - self._prompt_length
+        return self.agreements[number] if 0 <= number < len(self.agreements) else _UNKNOWN
 
 
 class BlockState:
@@ -166,50 +170,51 @@ class BlockState:
         self.last: DraftPrimitives | None = None
         self.log_prob = 0.0
         self.min_top_prob = 1.0
-        self.max_entropy = 0.0
-        self.previous_entropy = 0.0
-        self.copy_length, self._copy_follower = text.copies.longest_match([])
-        self.copy_match = False
+        self.copy_length, self.copy_follower = text.copies.longest_match([])
+        self.copy_shortest, self.copy_run = self.copy_length, 0
+        self.copy_agreement_before = _UNKNOWN
 
     def append(self, step: DraftPrimitives) -> None:
         self.token_ids.append(step.token_id)
-        self.previous_entropy = self.last.entropy if self.last else 0.0
         self.last = step
         self.log_prob += step.token_log_prob
         self.min_top_prob = min(self.min_top_prob, math.exp(step.log_probs[0]))
-        self.max_entropy = max(self.max_entropy, step.entropy)
-        self.copy_match = step.token_id == self._copy_follower
-        self.copy_length, self._copy_follower = self.text.copies.longest_match(self.token_ids)
+        copies, follower = self.text.copies, self.copy_follower
+        copied = follower is not None and copies.token_ids[follower] == step.token_id
+        self.copy_run = self.copy_run + 1 if copied else 0
+        self.copy_agreement_before = self.text.agreement_at(follower)
+        self.copy_length, self.copy_follower = copies.longest_match(self.token_ids)
+        self.copy_shortest = min(self.copy_shortest, self.copy_length)
 
 
 def assemble(block: BlockState) -> list[float]:
     """The feature vector [F] in `schema.FEATURE_NAMES` order; what is unknown at position 0 is 0."""
     text, last = block.text, block.last
     if last is None:
-        drafted = [0.0] * 16
+        drafted = [0.0] * 11
     else:
+        agreements = [0.0, 0.0, *text.agreements[-2:]]
         drafted = [
-            last.entropy,
             math.exp(last.log_probs[0]),
             last.log_probs[0] - last.log_probs[1],
-            *last.log_probs[1:],
             last.token_log_prob,
             float(len(block.token_ids)),
             block.log_prob,
             block.min_top_prob,
-            block.max_entropy,
-            block.previous_entropy,
-            *text.agreements,
+            agreements[-1],
+            agreements[-2],
             text.agreement_mean,
+            text.agreement_at(block.copy_follower),
+            block.copy_agreement_before,
         ]
     return [
         *drafted,
-        text.target.entropy,
-        text.target.top_prob,
-        text.target_entropy_mean,
-        text.target_top_prob_mean,
         float(block.copy_length),
-        float(block.copy_match),
+        float(block.copy_run > 0),
+        float(block.copy_run),
+        float(block.copy_shortest),
+        0.0 if block.copy_follower is None else math.log(text.length - block.copy_follower),
+        text.copy_mean,
         text.temperature,
         math.log(text.length),
     ]

@@ -20,20 +20,11 @@ class DraftPrimitives:
     token_id: int
     """Drafted token."""
     entropy: float
-    """[nats]"""
+    """[nats]; not a number where only features are wanted."""
     log_probs: tuple[float, ...]
-    """Log-probabilities of the TOP most likely tokens, falling."""
+    """Log-probabilities of the TOP most likely tokens, falling; at least two."""
     token_log_prob: float
     """Log-probability of the drafted token."""
-
-
-@dataclass(frozen=True, slots=True)
-class TargetPrimitives:
-    """What the target's distribution at one committed position says, at temperature, before top-k and top-p."""
-
-    entropy: float
-    """[nats]"""
-    top_prob: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ Standard library only. Knows nothing of tensors; `features.py` computes, this mo
 import hashlib
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Of the columns below. Features are computed from them: traces outlive a change of features.
+TRACE_VERSION = 1
 
-#: How many of the most likely draft tokens have their log-probability kept.
+#: How many of the most likely draft tokens have their log-probability kept in traces.
 TOP = 5
 #: Longest repeated suffix that the copy features look for [tokens].
-COPY_CAP = 8
+COPY_CAP = 24
 #: Decay of the exponential means over the committed response.
 MEAN_DECAY = 0.9
 
@@ -20,42 +22,37 @@ MEAN_DECAY = 0.9
 class Feature:
     name: str
     group: str
-    """Known from position 1 on (`draft`, `block`, `agreement`) or always (`target`, `copy`, `setting`)."""
+    """Known from position 1 on (`draft`, `block`, `agreement`) or always (`copy`, `setting`)."""
     unit: str
     """`nats`, `prob` (in [0, 1]; the network sees its clipped logit), `log_prob`, `count` or `flag`."""
     meaning: str
 
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("entropy", "draft", "nats", "entropy of the draft distribution the last drafted token came from"),
-    Feature("top_prob", "draft", "prob", "probability of that distribution's most likely token"),
+    Feature("top_prob", "draft", "prob", "largest probability of the draft distribution the last token came from"),
     Feature("margin", "draft", "nats", "log-probability of its first choice minus that of its second"),
-    Feature("log_prob_2", "draft", "log_prob", "log-probability of its second choice"),
-    Feature("log_prob_3", "draft", "log_prob", "log-probability of its third choice"),
-    Feature("log_prob_4", "draft", "log_prob", "log-probability of its fourth choice"),
-    Feature("log_prob_5", "draft", "log_prob", "log-probability of its fifth choice"),
     Feature("token_log_prob", "draft", "log_prob", "log-probability of the drafted token"),
     Feature("position", "draft", "count", "tokens drafted in this block; 0 before the first"),
     Feature("block_log_prob", "block", "log_prob", "sum of the block's token log-probabilities"),
     Feature("min_top_prob", "block", "prob", "smallest top_prob in the block"),
-    Feature("max_entropy", "block", "nats", "largest entropy in the block"),
-    Feature("previous_entropy", "block", "nats", "entropy one draft step earlier; 0 at position 1"),
     Feature("agreement_1", "agreement", "prob", "min(1, draft/target) of the last committed token"),
     Feature("agreement_2", "agreement", "prob", "the same of the last committed token but one"),
     Feature("agreement_mean", "agreement", "prob", "its exponential mean over the committed response"),
-    Feature("target_entropy", "target", "nats", "entropy of the target distribution of the last committed token"),
-    Feature("target_top_prob", "target", "prob", "probability of that distribution's most likely token"),
-    Feature("target_entropy_mean", "target", "nats", "exponential mean of target_entropy"),
-    Feature("target_top_prob_mean", "target", "prob", "exponential mean of target_top_prob"),
+    Feature("copy_agreement", "agreement", "prob", "the same of the token that followed the suffix; 0.5 if not known"),
+    Feature("copy_agreement_before", "agreement", "prob", "copy_agreement one draft step earlier"),
     Feature("copy_length", "copy", "count", "longest suffix of text and block that occurs in the committed text"),
     Feature("copy_match", "copy", "flag", "the drafted token is the one that followed the repeated suffix"),
+    Feature("copy_run", "copy", "count", "drafted tokens in a row, up to the last, that followed a repeated suffix"),
+    Feature("copy_shortest", "copy", "count", "smallest copy_length in the block"),
+    Feature("copy_distance", "copy", "nats", "log of the tokens from there to the end of the committed text"),
+    Feature("copy_mean", "copy", "prob", "share of committed tokens that did, an exponential mean; 0.5 at first"),
     Feature("temperature", "setting", "count", "sampling temperature; 0 when greedy"),
     Feature("log_text_length", "setting", "nats", "log of the number of committed tokens, prompt included"),
 )
 
 FEATURE_NAMES: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(feature.group for feature in FEATURES))
-CORE: tuple[str, ...] = ("entropy", "top_prob", "position")
+CORE: tuple[str, ...] = ("top_prob", "position")
 
 #: Columns of the `rows` table: name -> Parquet type. One row per draft prediction; depth-0 rows are predictions of
 #: committed text, depth d >= 1 is the d-th token drafted after a rejected one at `index`.

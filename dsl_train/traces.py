@@ -108,7 +108,7 @@ def part_counts(folder: Path, part: int) -> Counts:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Declare the folder complete. Adds the schema and the list of parts to what the collector says."""
-    described = {"version": schema.SCHEMA_VERSION, "fingerprint": schema.fingerprint(), "columns": schema.ROW_COLUMNS}
+    described = {"version": schema.TRACE_VERSION}
     provenance.write_json(folder / MANIFEST, {"schema": described, "parts": completed_parts(folder), **manifest})
 
 
@@ -217,16 +217,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DslError(f"{folder} has no {MANIFEST}; it is {reason}")
     try:
         manifest = json.loads(path.read_text())
-        found = (manifest["schema"]["version"], manifest["schema"]["fingerprint"])
+        found = manifest["schema"]["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DslError(
             f"{path} is damaged ({error!r}); delete it and run the same dsl-collect command again"
         ) from error
-    expected = (schema.SCHEMA_VERSION, schema.fingerprint())
-    if found != expected:
+    if found != schema.TRACE_VERSION:
         raise DslError(
-            f"{folder} was collected under schema v{found[0]} ({found[1]}), this version of dsl-train reads "
-            f"v{expected[0]} ({expected[1]}); collect again, or use the dsl-train version that wrote it"
+            f"{folder} holds traces of version {found}, but version {schema.TRACE_VERSION} is read here; collect "
+            "again, or use the dsl-train version that wrote it"
         )
     return manifest
 

@@ -30,7 +30,7 @@ RIDGE, TOLERANCE = 1e-3, 1e-6
 _SIGNALS: dict[str, Callable[[Decisions], np.ndarray]] = {
     "confidence": lambda decisions: np.exp(_column(decisions, "token_log_prob")),
     "kangaroo": lambda decisions: _column(decisions, "top_prob"),
-    "svip": lambda decisions: np.sqrt(SvipPolicy.SCALE * np.maximum(0.0, _column(decisions, "entropy"))),
+    "svip": lambda decisions: np.sqrt(SvipPolicy.SCALE * np.maximum(0.0, decisions.drafted("entropy"))),
     "cumulative": lambda decisions: np.exp(_column(decisions, "block_log_prob")),
 }
 

@@ -6,7 +6,7 @@ from tiny_traces import EOS, PROMPT, make_traces
 
 from dsl_train.decisions import build, draft_records
 from dsl_train.features import BlockState, TextState, assemble
-from dsl_train.records import DslError, TargetPrimitives
+from dsl_train.records import DslError
 from dsl_train.schema import FEATURE_NAMES
 from dsl_train.starts import UNLIMITED
 from dsl_train.traces import Traces
@@ -85,8 +85,7 @@ def live_vectors(traces: Traces, number: int, max_lookahead: int):
         text = TextState(list(PROMPT), 0.0)
         for index in range(first, start):
             row = at[index, 0]
-            primitives = TargetPrimitives(float(columns["target_entropy"][row]), float(columns["target_top_prob"][row]))
-            text.commit(int(columns["text_token_id"][row]), primitives)
+            text.commit(int(columns["text_token_id"][row]))
             text.agree(float(columns["agreement"][row]))
         block, index, depth = BlockState(text), start, 0
         for _ in range(min(end - start - 1, max_lookahead) if sequence.finish_reason == "length" else max_lookahead):
@@ -103,7 +102,7 @@ def live_vectors(traces: Traces, number: int, max_lookahead: int):
 def test_the_first_decision_of_a_round_knows_nothing_of_drafts():
     decisions = build(make_traces("aaraaraa"))
     first = decisions.features[decisions.position == 0]
-    assert not first[:, : FEATURE_NAMES.index("target_entropy")].any()
+    assert not first[:, : FEATURE_NAMES.index("copy_length")].any()
 
 
 def test_selected_sequences_keep_their_decisions_and_get_new_numbers():

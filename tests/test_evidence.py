@@ -109,7 +109,7 @@ def test_areas_under_the_curves_are_scikit_learns(synthetic):
     drafted = synthetic.position > 0
     labels = synthetic.survival[drafted]
     assert found["survival"].auc == pytest.approx(roc_auc_score(labels, survival[drafted]))
-    entropy = -synthetic.features[drafted, 0]
+    entropy = -synthetic.drafted("entropy")[drafted]
     assert found["entropy"].auc == pytest.approx(roc_auc_score(labels, entropy))
     curve = found["entropy"]
     assert (curve.false_positive_rate[0], curve.true_positive_rate[0]) == (0.0, 0.0)

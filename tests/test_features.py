@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dsl_train.copies import CopyIndex
-from dsl_train.features import BlockState, TextState, assemble, draft_primitives, target_primitives
-from dsl_train.records import DraftPrimitives, TargetPrimitives
-from dsl_train.schema import COPY_CAP, CORE, FEATURE_NAMES, GROUPS, fingerprint, select
+from dsl_train.features import BlockState, TextState, assemble, draft_primitives, read_draft, target_primitives
+from dsl_train.records import DraftPrimitives
+from dsl_train.schema import COPY_CAP, CORE, FEATURE_NAMES, FEATURES, GROUPS, fingerprint, select
 
 
 def vector(block):
@@ -37,27 +37,39 @@ def test_a_vocabulary_smaller_than_the_top_is_padded_with_its_last():
     assert row[1:-1].tolist() == pytest.approx([0.6, 0.4, 0.4, 0.4, 0.4])
 
 
+def test_what_features_need_is_what_the_full_primitives_say():
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 3
+    tokens = torch.tensor([3, 0, 7, 49, 1, 2])
+    for sampled in (None, tokens):
+        ids, full = read_draft(logits, sampled)
+        lean_ids, lean = read_draft(logits, sampled, for_features=True)
+        assert lean_ids == ids
+        assert (lean.token_id, math.isnan(lean.entropy)) == (full.token_id, True)
+        assert lean.log_probs == pytest.approx(full.log_probs[:2], abs=1e-6)
+        assert lean.token_log_prob == pytest.approx(full.token_log_prob, abs=1e-6)
+
+
 def test_nothing_of_the_draft_is_known_before_the_first_token():
     text = TextState([1, 2, 3], temperature=0.7)
-    text.commit(4, TargetPrimitives(entropy=1.5, top_prob=0.4))
+    text.commit(4)
     text.agree(1.0)
     values = vector(BlockState(text))
-    assert {values[name] for name in FEATURE_NAMES[:16]} == {0.0}
-    assert (values["target_entropy"], values["target_top_prob"]) == (1.5, 0.4)
+    known = {f.name for f in FEATURES if f.group in ("copy", "setting")}
+    assert {values[name] for name in FEATURE_NAMES if name not in known} == {0.0}
     assert values["temperature"] == 0.7
     assert values["log_text_length"] == math.log(4)
 
 
 def test_block_features_fold_over_the_block():
     block = BlockState(TextState([1], 0.0))
-    block.append(step(5, top_prob=0.8, entropy=0.3))
-    block.append(step(6, top_prob=0.4, entropy=0.9))
-    block.append(step(7, top_prob=0.5, entropy=0.6))
+    block.append(step(5, top_prob=0.8))
+    block.append(step(6, top_prob=0.4))
+    block.append(step(7, top_prob=0.5))
     values = vector(block)
     assert values["position"] == 3
     assert values["block_log_prob"] == pytest.approx(math.log(0.8 * 0.4 * 0.5))
     assert values["min_top_prob"] == pytest.approx(0.4)
-    assert (values["entropy"], values["previous_entropy"], values["max_entropy"]) == (0.6, 0.9, 0.9)
+    assert values["top_prob"] == pytest.approx(0.5)
     assert values["margin"] == pytest.approx(1.0)
 
 
@@ -75,17 +87,55 @@ def test_agreement_keeps_the_last_two_and_a_mean_that_starts_plain():
 def test_copy_features_follow_a_repeated_passage():
     text = TextState([10, 11, 12, 13, 99, 10, 11], 0.0)
     block = BlockState(text)
-    assert block.copy_length == 2  # 10 11, last followed by 12
+    values = vector(block)
+    assert (values["copy_length"], values["copy_shortest"]) == (2, 2)  # 10 11, last followed by 12
+    assert values["copy_distance"] == pytest.approx(math.log(5))
     block.append(step(12))
-    assert (block.copy_length, block.copy_match) == (3, True)
+    values = vector(block)
+    assert (values["copy_length"], values["copy_match"], values["copy_run"], values["copy_shortest"]) == (3, 1, 1, 2)
+    block.append(step(13))
+    assert vector(block)["copy_run"] == 2
     block.append(step(50))
-    assert (block.copy_length, block.copy_match) == (0, False)
+    values = vector(block)
+    assert [values[f"copy_{name}"] for name in ("length", "match", "run", "shortest", "distance")] == [0] * 5
+
+
+def test_a_copy_remembers_how_well_the_draft_did_there_before():
+    text = TextState([10, 11], 0.0)
+    for token_id, agreement in [(12, 0.25), (13, 1.0), (99, 0.0), (10, 1.0), (11, 1.0)]:
+        text.commit(token_id)
+        text.agree(agreement)
+    block = BlockState(text)
+    block.append(step(12))  # copied: 13 follows
+    values = vector(block)
+    assert (values["copy_agreement"], values["copy_agreement_before"]) == (1.0, 0.25)
+    block.append(step(50))  # not what followed: nothing is known of the next
+    values = vector(block)
+    assert (values["copy_agreement"], values["copy_agreement_before"]) == (0.5, 1.0)
+
+
+def test_the_agreement_of_a_prompts_token_is_not_known():
+    text = TextState([10, 11, 12, 10], 0.0)
+    block = BlockState(text)
+    block.append(step(11))
+    assert (vector(block)["copy_agreement"], vector(block)["copy_agreement_before"]) == (0.5, 0.5)
+
+
+def test_the_share_of_copies_counts_committed_tokens_that_could_have_been_one():
+    text = TextState([10, 11, 12, 10], 0.0)
+    text.commit(11)  # as before
+    assert text.copy_mean == pytest.approx(0.55)
+    text.commit(99)  # 12 before
+    assert text.copy_mean == pytest.approx(0.495)
+    text.commit(5)  # behind a new token: no copy to follow
+    assert text.copy_mean == pytest.approx(0.495)
 
 
 def test_copy_length_stops_at_its_cap_and_equals_a_naive_search():
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 3, (120,), generator=generator).tolist()
-    index = CopyIndex()
+    tokens = torch.randint(0, 2, (400,), generator=generator).tolist()
+    tokens += tokens[:60]
+    index, longest = CopyIndex(), 0
     for end, token_id in enumerate(tokens):
         length, follower = index.longest_match([])
         expected = next(
@@ -94,8 +144,10 @@ def test_copy_length_stops_at_its_cap_and_equals_a_naive_search():
         assert length == expected
         if length:
             last = max(i for i in range(end - length) if tokens[i : i + length] == tokens[end - length : end])
-            assert follower == tokens[last + length]
+            assert follower == last + length
         index.append(token_id)
+        longest = max(longest, length)
+    assert longest == COPY_CAP
 
 
 def find(text, part):
@@ -105,7 +157,10 @@ def find(text, part):
 def test_select_takes_all_core_groups_and_names_and_names_what_is_unknown():
     assert select("all") == FEATURE_NAMES
     assert select("core") == CORE
-    assert set(select("copy,entropy")) == {"entropy", "copy_length", "copy_match"}
+    assert set(select("copy,margin")) == {
+        "margin",
+        *(name for name in FEATURE_NAMES if name.startswith("copy_") and "agreement" not in name),
+    }
     assert {name for group in GROUPS for name in select(group)} == set(FEATURE_NAMES)
     with pytest.raises(ValueError, match="'entropi'"):
         select("entropi,copy")

@@ -103,7 +103,7 @@ def test_the_policy_sees_the_features_of_our_own_loop(target, draft):
         assert found == pytest.approx(wanted, abs=2e-4)
 
 
-def test_sampled_agreements_and_target_features_are_those_of_our_own_loop(draft):
+def test_sampled_agreements_are_those_of_our_own_loop(draft):
     """A target that is certain of its text makes both loops write the same one; what they draft differs, so compared
     are the features that do not depend on it."""
     target, own, attached = make_model(seed=0), Watched("static:2"), Watched("static:2")
@@ -114,7 +114,11 @@ def test_sampled_agreements_and_target_features_are_those_of_our_own_loop(draft)
     torch.manual_seed(0)
     text = generate(target, assistant_model=dsl_train.attach(draft, policy=attached), do_sample=True, **sampling)
     assert text[0, PROMPT.shape[1] :].tolist() == list(alone)
-    columns = [i for i, feature in enumerate(FEATURES) if feature.group in ("agreement", "target", "setting")]
+    columns = [
+        i
+        for i, feature in enumerate(FEATURES)
+        if feature.group in ("agreement", "setting") and not feature.name.startswith("copy")
+    ]
     expected = {step.start: step.features[columns] for step in own.steps if step.position}
     compared = [step for step in attached.steps if step.position and step.start in expected]
     assert len(compared) > 10

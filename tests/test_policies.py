@@ -249,7 +249,7 @@ def test_the_acceptance_model_knows_which_reached_drafts_are_accepted():
     run = np.repeat(decisions.run, decisions.num_decisions)
     reached = (decisions.position >= 1) & (decisions.position <= run + 1)
     probs, accepted = model.probs(decisions.features[reached]), (decisions.position <= run)[reached]
-    sure = decisions.features[reached, 1] > 0.5
+    sure = decisions.features[reached, schema.FEATURE_NAMES.index("top_prob")] > 0.5
     assert probs[sure].mean() == pytest.approx(accepted[sure].mean(), abs=0.06)
     assert probs[~sure].mean() == pytest.approx(accepted[~sure].mean(), abs=0.06)
 
@@ -291,7 +291,7 @@ def test_the_logistic_fit_is_calibrated_at_every_position():
     policy = make_policy("logistic:0," + ",".join(map(str, (slope, *intercepts))))
     assert slope > 0
     assert policy.max_lookahead == decisions.max_lookahead
-    probs = np.clip(decisions.features[:, 1].astype(float), 1e-6, 1 - 1e-6)
+    probs = np.clip(decisions.features[:, schema.FEATURE_NAMES.index("top_prob")].astype(float), 1e-6, 1 - 1e-6)
     signal = np.where(decisions.position == 0, 0.0, np.log(probs / (1 - probs)))
     predicted = 1 / (1 + np.exp(-(slope * signal + intercepts[decisions.position])))
     for position in range(4):

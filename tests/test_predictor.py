@@ -107,7 +107,7 @@ def test_a_predictor_of_core_features_picks_its_columns_from_the_full_vector(tra
     other = vector.copy()
     other[[i for i, name in enumerate(schema.FEATURE_NAMES) if name not in schema.CORE]] += 1
     assert predictor.survival(vector) == predictor.survival(other)
-    other[schema.FEATURE_NAMES.index("entropy")] += 1
+    other[schema.FEATURE_NAMES.index("top_prob")] += 1
     assert predictor.survival(vector) != predictor.survival(other)
 
 
@@ -147,32 +147,32 @@ def test_a_shuffled_pass_visits_every_row_once_and_the_next_pass_in_another_orde
 
 
 def test_probabilities_enter_as_clipped_logits_and_the_rest_as_it_is():
-    network = SurvivalNetwork(("entropy", "top_prob"), (2,))
+    network = SurvivalNetwork(("margin", "top_prob"), (2,))
     inputs = network._linearise(torch.tensor([[0.5, 0.5], [7.0, 1.0]]))
     np.testing.assert_allclose(inputs.numpy(), [[0.5, 0.0], [7.0, np.log(0.9999 / 0.0001)]], rtol=1e-3, atol=1e-6)
 
 
 def test_a_constant_feature_does_not_divide_by_zero():
-    network = SurvivalNetwork(("entropy", "temperature"), (2,))
+    network = SurvivalNetwork(("margin", "temperature"), (2,))
     network.standardise(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
     assert network.scale.tolist() == [1.0, 1.0]
     assert network.survival(torch.tensor([[1.0, 0.0]])).isfinite().all()
 
 
 def test_hidden_layers_have_the_parameters_they_should():
-    count = sum(weight.numel() for weight in SurvivalNetwork(("entropy", "top_prob"), (5, 3)).parameters())
+    count = sum(weight.numel() for weight in SurvivalNetwork(("margin", "top_prob"), (5, 3)).parameters())
     assert count == (2 * 5 + 5) + (5 * 3 + 3) + (3 + 1)
 
 
 def test_a_file_that_gives_other_numbers_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("dsl_train.predictor.export.TOLERANCE", -1.0)
     with pytest.raises(DslError, match="differs from the trained network"):
-        export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(5, 3), tmp_path / "predictor.onnx")
+        export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(5, 2), tmp_path / "predictor.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_file_carries_its_schema(tmp_path):
-    export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(5, 3), tmp_path / "predictor.onnx")
+    export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(5, 2), tmp_path / "predictor.onnx")
     metadata = open_session(tmp_path / "predictor.onnx").get_modelmeta().custom_metadata_map
     assert metadata["schema_fingerprint"] == schema.fingerprint(schema.CORE)
     assert json.loads(metadata["feature_names"]) == list(schema.CORE)

@@ -87,7 +87,7 @@ class SignalPolicy(Policy):
     max_lookahead = 8
 
     def wants_another(self, step: DraftStep) -> bool:
-        return bool(step.features[FEATURE_NAMES.index("entropy")] < 0.5)
+        return bool(step.features[FEATURE_NAMES.index("top_prob")] < 0.5)
 
 
 class PositionPolicy(Policy):
@@ -113,7 +113,7 @@ class PositionPolicy(Policy):
 
 def test_walking_a_stateless_policy_gives_the_rounds_of_the_vectorised_replay():
     decisions = random_decisions()
-    answers = decisions.features[:, FEATURE_NAMES.index("entropy")] < 0.5
+    answers = decisions.features[:, FEATURE_NAMES.index("top_prob")] < 0.5
     walked, vectorised = replay_policy(decisions, SignalPolicy()), replay_answers(decisions, answers)
     assert rounds_of(walked) == rounds_of(vectorised)
     assert walked.exhausted.tolist() == vectorised.exhausted.tolist()

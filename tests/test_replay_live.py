@@ -86,8 +86,8 @@ def test_a_policy_on_features_is_shown_live_the_vectors_of_the_traces(live_pair,
     np.testing.assert_allclose(np.array(live.vectors), np.array(replayed.vectors), rtol=0, atol=2e-5)
 
 
-class TargetSurePredictor:
-    """Survival is how sure the target was of the last token; between drafts, how sure the draft is."""
+class LongTextPredictor:
+    """Survival grows with the text; between drafts, how sure the draft is."""
 
     max_lookahead = 6
 
@@ -95,14 +95,14 @@ class TargetSurePredictor:
         return float(self.survival_batch(vector[None])[0])
 
     def survival_batch(self, vectors: np.ndarray) -> np.ndarray:
-        target, draft, position = (
-            vectors[:, FEATURE_NAMES.index(name)] for name in ("target_top_prob", "top_prob", "position")
+        length, draft, position = (
+            vectors[:, FEATURE_NAMES.index(name)] for name in ("log_text_length", "top_prob", "position")
         )
-        return np.where(position == 0, target, draft)
+        return np.where(position == 0, length / 10, draft)
 
 
 def test_the_learned_rule_with_two_thresholds_makes_live_the_rounds_of_the_vectorised_replay(live_pair, live_decisions):
-    predictor, decisions = TargetSurePredictor(), live_decisions
+    predictor, decisions = LongTextPredictor(), live_decisions
     survival = predictor.survival_batch(decisions.features)
     first, another = (float(np.median(survival[decisions.position == position])) for position in (0, 1))
     rule = StopRule(first + 1e-4, another + 1e-4)  # away from values that rounding could carry across

@@ -45,7 +45,7 @@ class Plan:
             "pair": {"target": self.target.to_dict(), "draft": self.draft.to_dict()},
             "prompts": {"number": len(self.inputs.tasks), "hash": self.inputs.hash},
             "shard": asdict(self.shard),
-            "schema": {"version": schema.SCHEMA_VERSION, "fingerprint": schema.fingerprint()},
+            "schema": {"version": schema.TRACE_VERSION},
         }
 
 

@@ -26,7 +26,6 @@ SIGNALS: dict[str, tuple[str, int]] = {
     "block_log_prob": ("product of the block's draft probabilities (EAGLE-2)", 1),
     "min_top_prob": ("smallest top probability in the block", 1),
     "agreement_mean": ("how well draft and target agreed on the text so far", 1),
-    "target_top_prob": ("target's confidence in the last committed token", 1),
     "copy_length": ("length of the repetition the text is in", 1),
 }
 
@@ -78,13 +77,20 @@ def reliability(survival: np.ndarray, decisions: Decisions) -> tuple[Reliability
 def signals(survival: np.ndarray, decisions: Decisions) -> tuple[Signal, ...]:
     """The estimate and everything it competes with, the best first. `survival` is [N]."""
     drafted = decisions.position > 0
-    labels, features = decisions.survival[drafted], decisions.features[drafted]
+    labels = decisions.survival[drafted]
     own = _signal("survival", "the predictor's estimate", survival[drafted], labels)
     others = [
-        _signal(name, meaning, sign * features[:, FEATURE_NAMES.index(name)], labels)
+        _signal(name, meaning, sign * _values(decisions, name)[drafted], labels)
         for name, (meaning, sign) in SIGNALS.items()
     ]
     return (own, *sorted(others, key=lambda signal: -(signal.auc or 0.0)))
+
+
+def _values(decisions: Decisions, name: str) -> np.ndarray:
+    """[N] a feature, or a column of the token drafted last."""
+    if name in FEATURE_NAMES:
+        return decisions.features[:, FEATURE_NAMES.index(name)]
+    return decisions.drafted(name)
 
 
 def _diagram(survival: np.ndarray, labels: np.ndarray, first: int, last: int | None) -> Reliability:

@@ -7,10 +7,9 @@ import torch
 from transformers import LogitsProcessor
 
 from dsl_train.drafter import Drafter
-from dsl_train.features import target_primitives
 from dsl_train.hf.processors import ProcessedModel
 from dsl_train.policies.base import Needs, Policy
-from dsl_train.records import DraftStep, Round, TargetPrimitives
+from dsl_train.records import DraftStep, Round
 from dsl_train.sampling import Sampling
 from dsl_train.verify import token_probs
 
@@ -69,7 +68,6 @@ class AssistedText:
             self.policy.observe(Round(start, self._drafted, num_accepted, tuple(committed)))
 
     def _tell_features(self, logits: torch.Tensor, committed: list[int], num_accepted: int) -> None:
-        primitives = [TargetPrimitives(*row) for row in target_primitives(self.sampling.scale(logits)).tolist()]
         known = committed[: len(self._drafted)]
         if self.sampling.greedy:
             target_token_probs = [1.0] * len(committed)
@@ -79,7 +77,7 @@ class AssistedText:
             draft_token_probs = token_probs(self._draft_probs, known).tolist() if known else []
             pairs = zip(draft_token_probs, target_token_probs, strict=False)
             agreements = [min(1.0, draft_prob / target_prob) for draft_prob, target_prob in pairs]
-        self._drafter.commit(committed, primitives, agreements, target_token_probs)
+        self._drafter.commit(committed, agreements, target_token_probs)
 
 
 class TargetObserver(LogitsProcessor):

@@ -64,7 +64,8 @@ class SurvivalNetwork(nn.Module):
         """[N]; a network that does not see the position uses the first one's."""
         if self._position is None:
             return self.shift[0]
-        return self.shift[features[:, self._position].clamp(0, POSITIONS - 1).long()]
+        position = features[:, self._position].clamp(0, POSITIONS - 1).long()
+        return self.shift.index_select(0, position)  # square brackets would lose its name in the ONNX file
 
     def _linearise(self, features: torch.Tensor) -> torch.Tensor:
         probs = features.clamp(PROB_CLIP, 1.0 - PROB_CLIP)
