@@ -22,7 +22,7 @@ from dsl_train import schema
 from dsl_train.decisions import Decisions
 from dsl_train.predictor import metrics
 from dsl_train.predictor.data import split_by_prompt
-from dsl_train.predictor.network import SurvivalNetwork
+from dsl_train.predictor.network import POSITIONS, SurvivalNetwork
 
 HIDDEN = (64, 64)
 LEARNING_RATE, BATCH_SIZE = 5e-3, 2048
@@ -87,7 +87,7 @@ class Learner:
         """One head for survival, labels [N] hard or soft."""
         network = SurvivalNetwork(self.names, self.hidden)
         inputs = self._fit(network, rows, self.inputs(rows), labels[:, None], np.ones((len(labels), 1)), weights)
-        return _calibrated(_answers(network, inputs), rows)
+        return _calibrated(_answers(network, inputs)[:, 0], rows)
 
     def product(self, rows: Rows) -> np.ndarray:
         """Reviewed acceptances so far times the forecast of the next one."""
@@ -103,7 +103,7 @@ class Learner:
         extra = torch.from_numpy(product.astype(np.float32))[:, None]
         inputs = torch.cat([self.inputs(rows), extra], dim=1)
         inputs = self._fit(network, rows, inputs, rows.soft[:, None], np.ones((len(product), 1)))
-        return _calibrated(_answers(network, inputs), rows)
+        return _calibrated(_answers(network, inputs)[:, 0], rows)
 
     def auxiliary(self, rows: Rows) -> np.ndarray:
         """Direct, the same trunk learning both acceptances beside it."""
@@ -197,19 +197,22 @@ def _with_heads(network: SurvivalNetwork, num_heads: int) -> SurvivalNetwork:
 
 
 def _loss(network: SurvivalNetwork, inputs: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    logits = network(inputs).reshape(targets.shape)
+    logits = network.mlp(network.inputs(inputs))
     total = binary_cross_entropy_with_logits(logits, targets, weight=masks, reduction="sum")
     return total / masks[:, 0].sum().clamp_min(1.0)
 
 
 @torch.no_grad()
-def _answers(network: SurvivalNetwork, inputs: torch.Tensor) -> np.ndarray:
-    return torch.cat([network(part) for part in inputs.split(_LOOK_AHEAD)]).numpy()
+def _answers(network: SurvivalNetwork, inputs: torch.Tensor) -> np.ndarray:  # [N, heads] logits
+    return torch.cat([network.mlp(network.inputs(part)) for part in inputs.split(_LOOK_AHEAD)]).numpy()
 
 
 def _calibrated(estimate: np.ndarray, rows: Rows, logits: bool = True) -> np.ndarray:
-    """Survival [N] by Platt scaling on the validation rows; `estimate` [N] is a logit, or a log-probability."""
+    """Survival [N] by a slope, and a shift for each position, fitted on the validation rows as `predictor/fit.py` does;
+    `estimate` [N] is a logit, or a log-probability."""
     if not logits:
         estimate = estimate - np.log(-np.expm1(np.minimum(estimate, -1e-6)))
     slope, shift = metrics.platt(estimate[rows.val], rows.hard[rows.val])
-    return 1.0 / (1.0 + np.exp(-np.clip(slope * estimate + shift, -30.0, 30.0)))
+    logits, position = slope * estimate + shift, np.minimum(rows.position, POSITIONS - 1)
+    logits += metrics.position_shifts(logits[rows.val], rows.hard[rows.val], position[rows.val], POSITIONS)[position]
+    return 1.0 / (1.0 + np.exp(-np.clip(logits, -30.0, 30.0)))

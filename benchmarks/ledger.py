@@ -34,7 +34,6 @@ _WATCHED: tuple[tuple[str, Any, str], ...] = (
     ("sampling", Sampling, "scale"),
     ("features", "dsl_train.drafter", "read_draft"),
     ("features", "dsl_train.drafter", "assemble"),
-    ("features", "dsl_train.engine", "read_target"),
     ("features", TextState, "__init__"),
     ("features", TextState, "commit"),
     ("features", TextState, "agree"),

@@ -4,12 +4,14 @@
         --prompts data/prompts/heldout_test.jsonl
 
 Times policies against plain decoding, interleaved, and prints the speedup beside the one that measured costs predict
-for the very rounds made. With the useless draft the rule must stop drafting and cost next to nothing. The perfect draft
-costs a target step per token, so at its measured price drafting gains nothing and the rule must say so; told that a
-draft costs --cheap target steps, it must draft up to its cap.
+for the very rounds made. The predictor knows neither the useless draft nor the perfect one: `learned` believes what it
+was trained on, `learned:adapt` hears what was accepted. With the useless draft it must stop drafting and cost next to
+nothing. The perfect draft costs a target step per token, so at its measured price drafting gains nothing and the rule
+must say so; told that a draft costs --cheap target steps, it must draft up to its cap.
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -30,7 +32,8 @@ from dsl_train.runner import CachedModel
 from dsl_train.statistics import Interval
 from dsl_train.timing import measure
 
-LEARNED = "learned"
+PROMPT_REPEATS = 3
+LEARNED, ADAPTED = "learned", "learned:adapt"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Check:
     speedup: Interval
     """Times the speed of plain decoding, measured; paired by prompt."""
     predicted: float
-    """The same from the rounds it made and the measured costs, prompts not counted."""
+    """The same from the rounds it made, the measured costs and the forwards over the prompts."""
     mean_lookahead: float
     """Drafts per round."""
     acceptance: float
@@ -63,16 +66,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     names = ("target", "draft", "predictor", "prompts", "num_prompts", "repeats")
-    config = BenchConfig(**{name: getattr(options, name) for name in names}, policies=[LEARNED])
+    config = BenchConfig(**{name: getattr(options, name) for name in names}, policies=[LEARNED, ADAPTED])
     pair = open_pair(config)
     predictor = open_predictor(config, pair)
     useless, perfect = replace(pair, draft=random_weights(pair)), replace(pair, draft=pair.target)
     checks: list[Check] = []
     for name, extreme, price, policies in (
-        ("trained", pair, None, ("static:0", "static:2", "static:4", LEARNED)),
-        ("useless", useless, None, (LEARNED,)),
-        ("perfect", perfect, None, (LEARNED,)),
-        ("perfect", perfect, options.cheap, (LEARNED,)),
+        ("trained", pair, None, ("static:0", "static:2", "static:4", "cumulative:0.4,5", LEARNED, ADAPTED)),
+        ("useless", useless, None, (LEARNED, ADAPTED)),
+        ("perfect", perfect, None, (LEARNED, ADAPTED)),
+        ("perfect", perfect, options.cheap, (LEARNED, ADAPTED)),
     ):
         cost = measure(CachedModel(extreme.target), CachedModel(extreme.draft), predictor)
         rule = cost.stop_rule(predictor.threshold) if price is None else StopRule.of(predictor.threshold(price))
@@ -97,19 +100,40 @@ def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequ
     runs = time_all(contenders, [ids for _, ids in setup.prompts], setup.config.repeats)
     rates = {policy: pool(of_policy) for policy, of_policy in runs.items()}
     counts = statistics.draws(len(setup.prompts))
+    target_prompts, draft_prompts = (
+        setup.config.repeats * prompt_seconds(model, setup) for model in (setup.pair.target, setup.pair.draft)
+    )
     for policy in policies:
         rounds = [r for result in chain(*runs[policy]) for r in result.rounds]
         stats, price = AcceptanceStats.of(rounds), price_of(policy, cost)
+        plain = target_prompts + stats.num_committed_tokens * price.round_base
+        drafting = draft_prompts if stats.num_draft_tokens else 0.0
+        own = target_prompts + drafting + sum(price.round_seconds(len(r.drafted)) for r in rounds)
         yield Check(
             draft=name,
             policy=policy,
             c_eff=c_eff,
             rule=setup.rule or StopRule.of(1.0),
             speedup=statistics.ratio(rates[policy], rates[AUTOREGRESSIVE], counts),
-            predicted=stats.num_committed_tokens / sum(price.round_cost(len(r.drafted)) for r in rounds),
+            predicted=plain / own,
             mean_lookahead=stats.num_draft_tokens / stats.num_spec_steps,
             acceptance=stats.draft_acceptance_rate,
         )
+
+
+@torch.inference_mode()
+def prompt_seconds(model: torch.nn.Module, setup: Setup) -> float:
+    """Forwards over all prompts, each the quickest of some."""
+    runner, total = CachedModel(model), 0.0
+    for _, prompt in setup.prompts:
+        seconds = []
+        for _ in range(PROMPT_REPEATS):
+            runner.reset()
+            began = time.perf_counter()
+            runner.logits(prompt, keep=1).argmax(-1).tolist()
+            seconds.append(time.perf_counter() - began)
+        total += min(seconds)
+    return total
 
 
 def told(check: Check) -> str:

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from dsl_train import decisions, provenance, replay, statistics
-from dsl_train.api import load_predictor
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, coupling_draws, price_of
+from dsl_train.bench.tuned import replay_spec
 from dsl_train.cost import CostProfile, Price, StopRule, c_of, rule_at
 from dsl_train.decisions import Decisions
 from dsl_train.loading import load_pair
@@ -31,11 +31,13 @@ from dsl_train.predictor.runtime import Predictor
 from dsl_train.profile import cached_profile
 from dsl_train.replay import ReplayResult
 from dsl_train.sampling import Sampling
+from dsl_train.serving import load_predictor
 from dsl_train.statistics import Interval, Rates
 from dsl_train.traces import open_traces
-from dsl_train.tuning import AS_PUBLISHED, Tuned, tune_baselines
+from dsl_train.tuning import AS_PUBLISHED, tune_baselines
 
-LEARNED, STATIC, ORACLE_PLUS, CEILING, CLAIRVOYANT = "learned", "static", "oracle+", "ceiling", "clairvoyant"
+LEARNED, ADAPTED, STATIC = "learned", "learned:adapt", "static"
+ORACLE_PLUS, CEILING, CLAIRVOYANT = "oracle+", "ceiling", "clairvoyant"
 GRID = tuple(i / 100 for i in range(1, 100))
 
 
@@ -88,7 +90,7 @@ class Contest:
     @property
     def best_rule(self) -> Row:
         """The fastest of all that a user could pick instead."""
-        return next(row for row in self.rows if row.rule not in (LEARNED, CEILING, CLAIRVOYANT, *BOUNDS))
+        return next(row for row in self.rows if row.rule not in (LEARNED, ADAPTED, CEILING, CLAIRVOYANT, *BOUNDS))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -148,7 +150,8 @@ def contest(
         rule = rule_at(price, predictor.threshold)
         results = {
             (LEARNED, LEARNED): replay.replay_survival(test, survival, rule),
-            **{(rule_name, best.spec): replay_tuned(test, best) for rule_name, best in tuned.items()},
+            (ADAPTED, ADAPTED): replay.replay_policy(test, make_policy(ADAPTED, predictor, rule)),
+            **{(rule_name, best.spec): replay_spec(test, best.spec) for rule_name, best in tuned.items()},
             **{(spec, spec): result for spec, result in published.items()},
             **{(bound, bound): result for bound, result in bounds.items()},
         }
@@ -170,15 +173,6 @@ def contest(
             brute_threshold=brute,
             brute_gain=gain,
         )
-
-
-def replay_tuned(test: Decisions, best: Tuned) -> ReplayResult:
-    rule, _, arguments = best.spec.partition(":")
-    return (
-        replay.replay_static(test, int(arguments))
-        if rule == STATIC
-        else replay.replay_policy(test, make_policy(best.spec))
-    )
 
 
 def rows(

@@ -9,22 +9,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsl_train.batch_engine import BatchEngine
 from dsl_train.batch_profile import batch_policy
+from dsl_train.compiled import warm_up
 from dsl_train.engine import OnRound, SpeculativeEngine
-from dsl_train.hf.families import check_supported
+from dsl_train.hf.families import check_pair_supported
+from dsl_train.inputs import EncodedPrompt, PairPrompt, begin, encode_audio, encode_text, encode_tokens, runner_of
 from dsl_train.loading import Pair, describe_model, load_pair, load_tokenizer
 from dsl_train.policies.base import Policy
 from dsl_train.policies.batch import BatchPolicy
-from dsl_train.policies.factory import make_policy
-from dsl_train.predictor.runtime import Predictor, shipped_with
-from dsl_train.profile import cached_profile
-from dsl_train.records import DslError, GenerationResult, Round
-from dsl_train.runner import CachedModel
+from dsl_train.predictor.runtime import Predictor
+from dsl_train.records import GenerationResult, Round
 from dsl_train.sampling import Sampling
+from dsl_train.serving import choose_policy
 from dsl_train.text_stream import TextStream
+
+Prompt = str | Sequence[int] | np.ndarray | torch.Tensor | EncodedPrompt
+"""Text or token ids, which an encoder-decoder reads with its encoder; samples [T] or features [M, T] of audio."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,16 @@ class Generation:
         }
 
 
-def load_predictor(source: str | Path) -> Predictor:
-    """The predictor in a folder, or in the `dsl` subfolder of a draft model's folder.
-
-    Raises DslError if there is none, if it is damaged or of another schema.
-    """
-    return Predictor.load(shipped_with(source) or source)
-
-
 def generate(
     target: PreTrainedModel | str,
     draft: PreTrainedModel | str,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     *,
     predictor: Predictor | str | Path | None = None,
     policy: str = "learned",
+    adapt: bool = False,
     threshold: float | None = None,
+    max_lookahead: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -68,14 +67,18 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     on_text: Callable[[str], None] | None = None,
+    compile: bool = False,
 ) -> Generation:
-    """Continue `prompt` with exactly the target's tokens (greedy) or distribution (temperature > 0).
+    """Continue `prompt`, or answer it if the pair has encoders, with exactly the target's tokens (greedy) or
+    distribution (temperature > 0).
 
     `predictor` defaults to the one shipped in the draft's `dsl` folder; `policy` to the learned one, which measures
-    what a draft token costs here and sets its own threshold. `on_text` receives the text as it grows. For many
-    prompts build a :class:`Speculator` once.
+    what a draft token costs here and sets its own threshold; `adapt` corrects it by what was accepted, which one text
+    is short for. `on_text` receives the text as it grows. `compile` takes a minute before the first token and makes
+    every later one quicker (`compiled.py`), until the process ends. For many prompts build a :class:`Speculator` once.
     """
-    speculator = Speculator(as_pair(target, draft, tokenizer), policy, predictor, threshold)
+    spec = f"{policy}:adapt" if adapt else policy
+    speculator = Speculator(as_pair(target, draft, tokenizer), spec, predictor, threshold, max_lookahead, compile)
     sampling = Sampling(temperature, top_k, top_p)
     return speculator.generate(prompt, sampling, max_new_tokens, seed, on_text=on_text)
 
@@ -89,15 +92,20 @@ class Speculator:
         policy: str | Policy = "learned",
         predictor: Predictor | str | Path | None = None,
         threshold: float | None = None,
+        max_lookahead: int | None = None,
+        compile: bool = False,
     ) -> None:
         self.pair, self.threshold = pair, threshold
-        self.target, self.draft = CachedModel(pair.target), CachedModel(pair.draft)
+        self.warm_up_seconds = warm_up(pair.target, pair.draft) if compile else 0.0
+        self.target, self.draft = runner_of(pair.target), runner_of(pair.draft)
         self.policy = choose_policy(pair, policy, predictor, threshold) if isinstance(policy, str) else policy
+        if max_lookahead is not None:
+            self.policy.max_lookahead = min(self.policy.max_lookahead, max_lookahead)
         self._batch_policies: dict[tuple[int, Sampling], BatchPolicy] = {}
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         sampling: Sampling | None = None,
         max_new_tokens: int = 128,
         seed: int = 0,
@@ -112,7 +120,8 @@ class Speculator:
             for listen in listeners:
                 listen(finished)
 
-        result = engine.generate(self._encode(prompt), max_new_tokens, seed, on_round=tell)
+        token_ids = begin(self._encode(prompt), self.target, self.draft)
+        result = engine.generate(token_ids, max_new_tokens, seed, on_round=tell)
         if stream:
             stream.end()
         return self._decode(result)
@@ -134,7 +143,7 @@ class Speculator:
         engine = BatchEngine(self.pair.target, self.pair.draft, policy, sampling, self.pair.eos_token_ids)
         results: list[GenerationResult] = []
         for first in range(0, len(prompts), batch_size):
-            ids = [self._encode(prompt) for prompt in prompts[first : first + batch_size]]
+            ids = [begin(self._encode(prompt)) for prompt in prompts[first : first + batch_size]]
             results += engine.generate(ids, max_new_tokens, range(seed + first, seed + first + len(ids)))
         return [self._decode(result) for result in results]
 
@@ -144,35 +153,17 @@ class Speculator:
             self._batch_policies[key] = batch_policy(self.policy, self.pair, batch_size, sampling, self.threshold)
         return self._batch_policies[key]
 
-    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    def _encode(self, prompt: Prompt) -> PairPrompt:
+        if isinstance(prompt, EncodedPrompt):
+            return prompt
+        if isinstance(prompt, str):
+            return encode_text(self.pair, prompt)
+        if isinstance(prompt, np.ndarray | torch.Tensor) and torch.as_tensor(prompt).is_floating_point():
+            return encode_audio(self.pair, prompt)
+        return encode_tokens(self.pair, [int(token_id) for token_id in prompt])
 
     def _decode(self, result: GenerationResult) -> Generation:
         return Generation(str(self.pair.tokenizer.decode(list(result.token_ids), skip_special_tokens=True)), result)
-
-
-def choose_policy(
-    pair: Pair, spec: str, predictor: Predictor | str | Path | None = None, threshold: float | None = None
-) -> Policy:
-    """The policy `NAME[:ARGS]`; the learned one with the draft's own predictor and the threshold that pays here, unless
-    given. Raises DslError for a predictor of another pair."""
-    if spec.partition(":")[0] != "learned":
-        return make_policy(spec)
-    found = predictor if isinstance(predictor, Predictor) else find_predictor(pair.draft_identity.id, predictor)
-    found.check_pair(**pair.describe())
-    if threshold is None:
-        return make_policy(spec, found, cached_profile(pair, found).stop_rule(found.threshold))
-    return make_policy(spec, found, threshold)
-
-
-def find_predictor(draft_id: str, source: str | Path | None = None) -> Predictor:
-    """The predictor at `source`, by default the one beside the draft."""
-    if source is None and not shipped_with(draft_id):
-        raise DslError(
-            f"draft {draft_id} has no predictor in its dsl folder; train one with dsl-collect and dsl-train --ship_to, "
-            "name one with --predictor, or choose other policies (heuristic, static:4, ...)"
-        )
-    return load_predictor(source if source is not None else draft_id)
 
 
 def as_pair(
@@ -183,8 +174,7 @@ def as_pair(
         return load_pair(target, draft)
     if isinstance(target, str) or isinstance(draft, str):
         raise TypeError("give target and draft both as names or both as loaded models")
-    for model, role in ((target, "target"), (draft, "draft")):
-        check_supported(model, role)
+    check_pair_supported(target, draft)
     found = tokenizer or load_tokenizer(str(target.name_or_path))
     identities = [describe_model(model, str(model.name_or_path)) for model in (target, draft)]
     return Pair(target.eval(), draft.eval(), found, *identities)

@@ -102,6 +102,20 @@ class Decisions:
         soft[on_text] = self.traces.rows["accept_prob"][rows]
         return soft
 
+    def replayable(self, keep: np.ndarray) -> np.ndarray:
+        """[Q] bool: of the sequences `keep` [Q], those with a tail behind every rejected draft, whose replay is exact;
+        all of them if none is such."""
+        whole = keep & (_tail_fractions(self.traces)[self.source] == 1.0)
+        return whole if whole.any() else keep
+
+    @property
+    def weight(self) -> np.ndarray:
+        """[N] float32: how many decisions each stands for, those left unrecorded included: more than one behind a
+        rejected draft where only some of them got a tail, chosen at random."""
+        run = np.repeat(self.run, self.num_decisions)
+        fraction = _tail_fractions(self.traces)[self.source][self.sequence]
+        return np.where(self.position > run + 1, 1.0 / np.maximum(fraction, 1e-6), 1.0).astype(np.float32)
+
     def drafted(self, column: str) -> np.ndarray:
         """[N] a column of the trace rows, of the token drafted last; 0 where none is."""
         of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
@@ -166,6 +180,15 @@ def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
         traces=traces,
         max_lookahead=max_lookahead,
     )
+
+
+def _tail_fractions(traces: Traces) -> np.ndarray:
+    """[sequences] share of the rejected drafts that got a tail, as the manifests say; 1 where they do not."""
+    counts = [manifest.get("counts", {}).get("num_sequences", 0) for manifest in traces.manifests]
+    fractions = np.repeat(
+        [manifest.get("config", {}).get("tail_fraction", 1.0) for manifest in traces.manifests], counts
+    )
+    return fractions if len(fractions) == len(traces.sequences) else np.ones(len(traces.sequences))
 
 
 def _features(traces: Traces, starts: Starts, counts: np.ndarray) -> np.ndarray:

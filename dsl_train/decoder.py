@@ -1,11 +1,14 @@
 """Decoders of Llama's shape, run straight from their weights: transformers' arithmetic without its Python.
 
 In a small model most of a forward is not arithmetic but the way there: modules, wrappers, masks, output objects, a
-cache per layer (docs/performance.md). This is the same network as one function over the same parameters: nothing is
-copied, and a change of the weights in place is seen. Models that are not exactly of this shape are left to
-transformers. Letters: N layers, T tokens fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
+cache per layer (docs/performance.md). This is the same network as one function over the same parameters. Matrices that
+read the same input become one: the model's own parameters are laid side by side in memory, so that nothing is kept
+twice and a change of the weights in place is seen. Models that are not exactly of this shape are left to transformers.
+Letters: N layers, T tokens fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +56,13 @@ class _Layer(NamedTuple):
     down: _Linear
 
 
+class _Joined(NamedTuple):
+    """Matrices of a layer that read the same input, as one, over the same memory."""
+
+    query_key_value: _Linear
+    gate_up: _Linear
+
+
 class DirectDecoder:
     """Feeds tokens of one text and keeps their keys and values; going back is feeding from an earlier position."""
 
@@ -62,36 +72,36 @@ class DirectDecoder:
         self.head_size: int = body.layers[0].self_attn.head_dim
         self.eps: float = config.rms_norm_eps
         self.embedding, self.norm, self.head = body.embed_tokens.weight, body.norm.weight, _Linear.of(model.lm_head)
+        self._joined = [_join_layer(module) for module in body.layers]
         self.layers = [_layer(module) for module in body.layers]
         lean = self.embedding.device.type == "cpu" and self.embedding.dtype is torch.float32
         self._lean_eps = torch.full((1,), self.eps) if lean else None
         self._rope = body.rotary_emb
-        groups = (2 * len(self.layers), 1, self.num_groups)
-        self._cache = self.embedding.new_empty(
-            (*groups, 0, self.head_size)
-        )  # [2N, 1, G, capacity, D]; keys, values, ...
+        shape = (len(self.layers), 2, 1, self.num_groups, 0, self.head_size)
+        self._cache = self.embedding.new_empty(shape)  # [N, 2, 1, G, capacity, D]; keys and values
         self._angles = self.embedding.new_empty((2, 0, 1, self.head_size))  # cosines and signed sines by position
 
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
         """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
         end = start + len(token_ids)
         self._reserve(start, end)
-        past = self._cache[:, :, :, :end].unbind()  # 2N times [1, G, L, D]
-        fresh = self._cache[:, 0, :, start:end].unbind()  # 2N times [G, T, D]
+        past = self._cache[..., :end, :].flatten(0, 1).unbind()  # 2N times [1, G, L, D]; keys, values, ...
+        fresh = self._cache[..., start:end, :].flatten(1, 3).unbind()  # N times [2G, T, D]
         cosines, sines = self._angles[:, start:end].unbind()  # [T, 1, D] each
         mask = _causal(start, end, self.embedding) if 0 < start < end - 1 else None
         x = functional.embedding(token_ids, self.embedding)  # [T, hidden]
-        for i, layer in enumerate(self.layers):
-            normed = self._normalise(x, layer.attention_norm)
-            queries, keys = self._heads(layer.query(normed)), self._heads(layer.key(normed))  # [T, H, D], [T, G, D]
+        for i, (layer, joined) in enumerate(zip(self.layers, self._joined, strict=True)):
+            heads = self._heads(joined.query_key_value(self._normalise(x, layer.attention_norm)))  # [T, H + 2G, D]
+            queries, keys_values = heads[:, : self.num_heads], heads[:, self.num_heads :]
             if layer.query_norm is not None and layer.key_norm is not None:
-                queries, keys = self._normalise(queries, layer.query_norm), self._normalise(keys, layer.key_norm)
-            fresh[2 * i].copy_(self._rotate(keys, cosines, sines).transpose(0, 1))
-            fresh[2 * i + 1].copy_(self._heads(layer.value(normed)).transpose(0, 1))
-            attended = self._attend(self._rotate(queries, cosines, sines), past[2 * i], past[2 * i + 1], mask)
-            x = layer.output(attended).add_(x)
-            normed = self._normalise(x, layer.mlp_norm)
-            x = layer.down(functional.silu(layer.gate(normed), inplace=True).mul_(layer.up(normed))).add_(x)
+                queries.copy_(self._normalise(queries, layer.query_norm))
+                keys = keys_values[:, : self.num_groups]
+                keys.copy_(self._normalise(keys, layer.key_norm))
+            self._rotate(heads[:, : self.num_heads + self.num_groups], cosines, sines)
+            fresh[i].copy_(keys_values.transpose(0, 1))
+            x = layer.output(self._attend(queries, past[2 * i], past[2 * i + 1], mask)).add_(x)
+            gate, up = joined.gate_up(self._normalise(x, layer.mlp_norm)).chunk(2, -1)
+            x = layer.down(functional.silu(gate).mul_(up)).add_(x)
         return self.head(self._normalise(x[-keep:], self.norm))
 
     def truncate(self, num_removed: int) -> None:
@@ -127,8 +137,9 @@ class DirectDecoder:
         return (x * weight).mul_(torch.addcmul(self._lean_eps, length, length, value=1 / x.shape[-1]).rsqrt_())
 
     def _rotate(self, heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:  # [T, heads, D]
-        """Turn each pair (x[d], x[d + D/2]) by its angle; the first half's sines carry the minus."""
-        return torch.addcmul(heads * cosines, heads.roll(self.head_size // 2, -1), sines)
+        """Turn each pair (x[d], x[d + D/2]) by its angle, in place; the first half's sines carry the minus."""
+        other = heads.roll(self.head_size // 2, -1)
+        return heads.mul_(cosines).addcmul_(other, sines)
 
     def _reserve(self, filled: int, needed: int) -> None:
         if needed > self._angles.shape[1]:
@@ -177,6 +188,30 @@ def _layer(module: Any) -> _Layer:  # the families share these names, no type do
         up=_Linear.of(mlp.up_proj),
         down=_Linear.of(mlp.down_proj),
     )
+
+
+def _join_layer(module: Any) -> _Joined:
+    attention, mlp = module.self_attn, module.mlp
+    return _Joined(_join(attention.q_proj, attention.k_proj, attention.v_proj), _join(mlp.gate_proj, mlp.up_proj))
+
+
+def _join(*modules: nn.Linear) -> _Linear:
+    """One map to all their outputs. Their parameters move into its memory, unless an earlier decoder has done that."""
+    weight = _side_by_side([module.weight for module in modules])
+    biases = [module.bias for module in modules if module.bias is not None]
+    return _Linear(weight, _side_by_side(biases) if biases else None)
+
+
+def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:  # [rows, ...] each -> [all rows, ...]
+    first, starts = parts[0], [0, *accumulate(part.numel() for part in parts)]
+    places = [(part.untyped_storage().data_ptr(), part.storage_offset() - first.storage_offset()) for part in parts]
+    if all(place == (places[0][0], start) for place, start in zip(places, starts, strict=False)):
+        return first.detach().as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    with torch.inference_mode(first.is_inference()):  # parameters stay trainable if they were
+        joined = torch.cat([part.detach() for part in parts])
+    for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
+        part.data = rows
+    return joined
 
 
 def _causal(start: int, end: int, like: torch.Tensor) -> torch.Tensor:

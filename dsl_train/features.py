@@ -57,13 +57,15 @@ def read_draft(
     """Token ids and the primitives of the last row, in one copy to the host; `for_features`: perhaps no more of them
     than :func:`assemble` needs.
 
-    `logits` as in :func:`draft_primitives`, [T, V]; `token_ids` [T] int64, by default each row's most likely one.
+    `logits` as in :func:`draft_primitives`, [T, V], overwritten; `token_ids` [T] int64, by default each row's most
+    likely one.
     """
     if logits.device.type == "cpu":
         rows = logits.float().numpy()
-        ids: list[int] = (rows.argmax(-1) if token_ids is None else token_ids).tolist()
+        best: list[int] = rows.argmax(-1).tolist()
+        ids = best if token_ids is None else token_ids.tolist()
         if for_features:
-            return ids, _confidence(rows[-1], ids[-1])
+            return ids, _confidence(rows[-1], best[-1], ids[-1])
         entropy, *log_probs, token_log_prob = _draft_row(rows[-1], ids[-1])
         return ids, DraftPrimitives(ids[-1], entropy, tuple(log_probs), token_log_prob)
     token_ids = logits.argmax(-1) if token_ids is None else token_ids
@@ -97,13 +99,12 @@ def _draft_row(logits: np.ndarray, token_id: int) -> list[float]:  # [V] -> [1 +
     return [entropy, *top, *(TOP - len(top)) * top[-1:], token - log_total]
 
 
-def _confidence(logits: np.ndarray, token_id: int) -> DraftPrimitives:  # [V]
+def _confidence(logits: np.ndarray, best: int, token_id: int) -> DraftPrimitives:  # [V], overwritten
     """Two log-probabilities and the token's; the entropy, which features do without, is not a number."""
-    best = int(logits.argmax())
-    others = logits - logits[best]
+    others = np.subtract(logits, logits[best], out=logits)
     token = float(others[token_id])
     others[best] = -math.inf
-    second = float(others.max())
+    second = float(others[others.argmax()])
     log_total = math.log1p(float(np.add.reduce(np.exp(others, out=others))))
     return DraftPrimitives(token_id, math.nan, (-log_total, second - log_total), token - log_total)
 

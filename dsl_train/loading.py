@@ -16,21 +16,32 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from dsl_train import vocabulary
-from dsl_train.hf.families import check_supported
+from dsl_train.hf.families import check_encoder_decoder, check_pair_supported, check_supported
 from dsl_train.records import DslError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Kind = Literal["decoder-only", "encoder-decoder", "speech"]
+"""The last is an encoder-decoder that reads audio."""
+_CLASSES: dict[Kind, Any] = {
+    "decoder-only": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+    "speech": AutoModelForSpeechSeq2Seq,
+}
 _NOT_IDENTITY = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "quantization_config")
 _SAMPLE_BYTES = 1 << 16
 
@@ -63,6 +74,10 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
     target_identity: ModelIdentity
     draft_identity: ModelIdentity
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.target.config)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -122,6 +137,7 @@ def load_pair(
     if _has_tokenizer(draft):
         vocabulary.check_same(tokenizer, load_tokenizer(draft), target, draft)
     vocabulary.share_width(target_model, draft_model, len(tokenizer), target, draft)
+    check_pair_supported(target_model, draft_model)
     return Pair(target_model, draft_model, tokenizer, *identities)
 
 
@@ -132,7 +148,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DslError(f"device {device!r} cannot be used ({_first_line(error)}); try --device cpu") from error
+        raise DslError(f"device {device!r} cannot be used ({first_line(error)}); try --device cpu") from error
     return torch.device(device)
 
 
@@ -145,18 +161,19 @@ def resolve_dtype(dtype: str, device: torch.device) -> Dtype:
 
 
 def load_model(name: str, role: str, placement: Placement) -> PreTrainedModel:
-    """One causal language model in eval mode; `role` (target, draft) is for messages."""
+    """One language model in eval mode, decoder-only or encoder-decoder; `role` (target, draft) is for messages."""
     check_folder(name, role)
     options = placement.options()
     with _naming(name, role):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        kind = kind_of(AutoConfig.from_pretrained(name))
+        loaded: Any = _CLASSES[kind].from_pretrained(name, output_loading_info=True, **options)
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise DslError(
             f"{role} {name} lacks {len(missing)} of its weights, {missing[0]} first; download or save it again"
         )
-    check_supported(model, role)
+    (check_supported if kind == "decoder-only" else check_encoder_decoder)(model, role)
     return (model if "device_map" in options else model.to(placement.device)).eval()
 
 
@@ -164,8 +181,21 @@ def identify(name: str, role: str, dtype: torch.dtype, quantization: str | None 
     """Who a model is once it is loaded, from its configuration alone: a second instead of minutes."""
     check_folder(name, role)
     with _naming(name, role), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=dtype)
+        config = AutoConfig.from_pretrained(name)
+        model = _CLASSES[kind_of(config)].from_config(config, dtype=dtype)
     return describe_model(model, name, quantization)
+
+
+def kind_named(name: str) -> Kind:
+    """Of a model that `identify` has found."""
+    return kind_of(AutoConfig.from_pretrained(name))
+
+
+def kind_of(config: PreTrainedConfig) -> Kind:
+    """What a model of this configuration reads and how."""
+    if not config.is_encoder_decoder:
+        return "decoder-only"
+    return "speech" if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING else "encoder-decoder"
 
 
 @contextmanager
@@ -175,9 +205,9 @@ def _naming(name: str, role: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         damaged = isinstance(error, SafetensorError)
-        reason = "has a damaged weights file" if damaged else _unreadable(name, "a causal language model")
+        reason = "has a damaged weights file" if damaged else _unreadable(name, "a language model that generates")
         raise DslError(
-            f"{role} {name} {reason} ({_first_line(error)}); download or save it again, "
+            f"{role} {name} {reason} ({first_line(error)}); download or save it again, "
             "or give a folder written by save_pretrained or a Hub id"
         ) from error
 
@@ -188,7 +218,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise DslError(
-            f"{name} {_unreadable(name, 'a folder with a tokenizer')} ({_first_line(error)}); check the name, "
+            f"{name} {_unreadable(name, 'a folder with a tokenizer')} ({first_line(error)}); check the name, "
             f"or save a tokenizer beside the model with tokenizer.save_pretrained({name!r})"
         ) from error
 
@@ -260,5 +290,5 @@ def _ends(file: Path) -> Iterator[bytes]:
         yield stream.read(_SAMPLE_BYTES)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from dsl_train import __version__, provenance
+from dsl_train import provenance
+from dsl_train.compiled import graphs_of
 from dsl_train.cost import CostProfile
+from dsl_train.inputs import typical_runners
 from dsl_train.loading import Pair
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
 from dsl_train.timing import measure
 
@@ -38,7 +39,7 @@ def cached_profile(
     known = None if fresh else _read(path)
     if known is not None:
         return known
-    profile = measure(CachedModel(pair.target), CachedModel(pair.draft), predictor, sampling)
+    profile = measure(*typical_runners(pair), predictor, sampling)
     setting = _setting(pair, predictor is not None, sampling or Sampling())
     try:
         provenance.write_json(path, {"format_version": FORMAT_VERSION, "setting": setting, "cost": asdict(profile)})
@@ -61,9 +62,10 @@ def _setting(pair: Pair, with_predictor: bool, sampling: Sampling) -> dict[str, 
         **{role: {"config_hash": model.config_hash, "dtype": model.dtype} for role, model in models.items()},
         "device": _device_name(pair.target.device),
         "num_threads": torch.get_num_threads(),
+        "compiled": [graphs_of(model) is not None for model in (pair.target, pair.draft)],
         "with_predictor": with_predictor,
         "sampling": [sampling.greedy, sampling.top_k, sampling.top_p],
-        "versions": {"dsl-train": __version__, "torch": torch.__version__},
+        "versions": {"dsl-train": provenance.__version__, "torch": torch.__version__},
     }
 
 

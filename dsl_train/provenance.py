@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+#: Of this package; pyproject.toml says the same.
+__version__ = "0.1.0"
 _PACKAGES = (
     "dsl-train",
     "torch",

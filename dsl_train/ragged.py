@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from dsl_train.hf.families import check_supported
 from dsl_train.kv_cache import keeps_every_token
 from dsl_train.records import DslError
 from dsl_train.runner import context_length, grouped_heads
@@ -175,6 +176,12 @@ def check_ragged(model: PreTrainedModel) -> None:
     Raises DslError naming the model if they do not: it derives positions from a padding mask (ALiBi), or its attention
     takes no mask of ours.
     """
+    if model.config.is_encoder_decoder:
+        raise DslError(
+            f"{model.config.model_type} cannot be generated in batches: it is an encoder-decoder, and each text has an "
+            "encoded input of its own; generate its prompts one at a time"
+        )
+    check_supported(model, "model")
     vocab_size = model.config.get_text_config().vocab_size
     first, second = ([(7 * i + seed) % vocab_size for i in range(9)] for seed in (1, 2))
     ragged = RaggedModel(model, num_rows=2)

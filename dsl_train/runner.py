@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from dsl_train import decoder
+from dsl_train import compiled, decoder
 from dsl_train.kv_cache import growing_cache
 
 
@@ -23,7 +23,7 @@ class CachedModel:
         self.model = model
         self.device = model.device
         self.context = context_length(model)
-        self._decoder: Decoder = decoder.DirectDecoder(model) if decoder.fits(model) else LibraryDecoder(model)
+        self._decoder: Decoder = _decoder_for(model)
         self.reset()
 
     def reset(self) -> None:
@@ -88,10 +88,18 @@ class LibraryDecoder:
         self._cache = growing_cache(self.model.config)
 
 
+def _decoder_for(model: PreTrainedModel) -> Decoder:
+    graphs = compiled.graphs_of(model)
+    if graphs is not None:
+        return compiled.CompiledDecoder(graphs)
+    return decoder.DirectDecoder(model) if decoder.fits(model) else LibraryDecoder(model)
+
+
 def context_length(model: PreTrainedModel) -> int:
     """Most tokens that the model may read; practically unlimited where its configuration names no limit."""
-    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit or 1 << 30
+    config = model.config.get_text_config(decoder=True)
+    names = ("max_target_positions", "max_position_embeddings")  # the first is a decoder's beside an encoder
+    return next((limit for name in names if (limit := getattr(config, name, None))), 1 << 30)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def check_same(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, t
     raise DslError(
         f"target {target} and draft {draft} have different vocabularies: {len(ours_by_id)} and {len(theirs_by_id)} "
         f"tokens, id {first} is {ours_by_id.get(first)!r} and {theirs_by_id.get(first)!r}; choose a draft of the same "
-        "family"
+        "family, or attach this one to the target (dsl_train.attach, assistant_tokenizer=)"
     )
 
 

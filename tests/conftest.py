@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, dynamic_module_utils
 
 VOCAB_SIZE, CONTEXT, END = 64, 256, "<|end|>"
 
@@ -64,8 +64,10 @@ class PairFolders:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Cost profiles of tiny models stay out of the user's cache; measured once a session."""
+    """Cost profiles of tiny models stay out of the user's cache, measured once a session; so does code that
+    transformers copies."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    dynamic_module_utils.HF_MODULES_CACHE = str(tmp_path_factory.mktemp("modules"))
 
 
 @pytest.fixture(scope="session")

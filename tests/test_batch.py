@@ -280,14 +280,17 @@ def test_prices_between_measured_batch_sizes_are_interpolated_and_give_the_rule(
     [
         (
             FalconConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=True),
-            "mask",
+            "with a mask of its own .* one at a time",
         ),
-        (MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4), "LinearAttentionLayer"),
+        (
+            MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4),
+            "a state that cannot go back",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_batched_is_refused_by_name(config, why):
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(DslError, match=rf"{config.model_type}.*{why}.*one at a time"):
+    with pytest.raises(DslError, match=rf"{config.model_type}.*{why}"):
         check_ragged(model)
 
 

@@ -6,8 +6,10 @@ from tiny_traces import make_traces
 
 from dsl_train import statistics
 from dsl_train.bench.replay import coupling_draws, price_of, tabulate
+from dsl_train.bench.tuned import replay_tuned
 from dsl_train.cost import CostProfile
 from dsl_train.decisions import build
+from dsl_train.records import DslError
 from dsl_train.replay import ReplayResult, replay_oracle_plus, replay_static
 from dsl_train.statistics import Rates
 
@@ -81,3 +83,27 @@ def test_the_bounds_of_a_replay_are_priced_without_a_predictor():
     table = tabulate(results, [PROFILE])
     bound = results["oracle+"][0].rate(PROFILE.without_predictor())
     assert table.rows[1].rates[0].estimate == pytest.approx(bound)
+
+
+def test_with_texts_to_tune_on_every_rule_is_tuned_there_and_the_table_names_what_was_chosen():
+    texts = ("aaarraaaar" * 3, "arraaaaara" * 3, "raaaraaaar" * 3)
+    judged, tuning = build(make_traces(*texts, tail=15)), build(make_traces(*texts, tail=15))
+    for text in tuning.sequences:
+        object.__setattr__(text, "prompt_id", f"other-{text.prompt_id}")
+    tuned = replay_tuned(tuning, judged, [0.05, 0.3])
+    assert {"static:tuned", "confidence:tuned", "specdec++:tuned", "logistic:tuned"} <= set(tuned)
+    for rule in tuned.values():
+        assert not any("/" in spec for spec in rule.specs)  # model files are temporary
+    everything = {"static:1": [replay_static(judged, 1)] * 2}
+    everything |= {name: list(rule.results) for name, rule in tuned.items()}
+    table = tabulate(everything, [0.05, 0.3], chosen={name: rule.specs for name, rule in tuned.items()})
+    assert table.best_static == tuned["static:tuned"].specs
+    for i, price in enumerate((0.05, 0.3)):
+        best = max(range(17), key=lambda lookahead: replay_static(judged, lookahead).rate(price))
+        assert table.best_static[i] == f"static:{best}"
+
+
+def test_prompts_on_both_sides_are_refused():
+    decisions = build(make_traces("aaar", "araa"))
+    with pytest.raises(DslError, match=r"2 prompts are in --traces and in --tune_on \(prompt-0 first\)"):
+        replay_tuned(decisions, decisions, [0.1])

@@ -132,3 +132,16 @@ def test_rows_that_do_not_cover_the_response_are_refused():
     damaged = Traces({name: column[:-1] for name, column in traces.rows.items()}, traces.sequences, ())
     with pytest.raises(DslError, match=r"prompt-1.* response of 3 tokens but 2 depth-0 rows; collect"):
         build(damaged)
+
+
+def test_a_decision_behind_a_recorded_tail_stands_for_those_whose_tail_was_left_out():
+    traces = make_traces("aaaraaaa", "araa", tail=2)
+    manifests = tuple({"counts": {"num_sequences": 1}, "config": {"tail_fraction": share}} for share in (0.5, 1.0))
+    decisions = build(Traces(traces.rows, traces.sequences, manifests))
+    assert decisions.replayable(np.array([True, True])).tolist() == [False, True]
+    assert decisions.replayable(np.array([True, False])).tolist() == [True, False]
+    assert decision_lists(decisions, "weight")[0] == [1, 1, 1, 1, 2, 2]  # three accepted, one rejected, the tail
+    assert set(decisions.weight[decisions.sequence == 1].tolist()) == {1.0}
+    assert (
+        decisions.select(np.array([False, True])).weight.tolist() == decisions.weight[decisions.sequence == 1].tolist()
+    )

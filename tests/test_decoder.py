@@ -135,3 +135,20 @@ def test_weights_changed_in_place_are_seen():
     model.load_state_dict(make(DIRECT["llama"], seed=3).state_dict())
     runner.reset()
     torch.testing.assert_close(runner.logits(tokens, 5), model(torch.tensor([tokens])).logits[0], rtol=0, atol=2e-5)
+
+
+def test_matrices_laid_side_by_side_stay_the_models_own_trainable_and_savable(tmp_path):
+    model, tokens = make(DIRECT["qwen2"]), torch.tensor([text(9)])
+    untouched, inputs = make(DIRECT["qwen2"]), {"input_ids": tokens, "labels": tokens}
+    first, second = DirectDecoder(model), DirectDecoder(model)
+    assert first._joined[0].gate_up.weight.data_ptr() == second._joined[0].gate_up.weight.data_ptr()
+    attention = model.model.layers[1].self_attn
+    assert first._joined[1].query_key_value.bias[32:48].data_ptr() == attention.k_proj.bias.data_ptr()
+    for each in (model, untouched):
+        each(**inputs).loss.backward()
+    for name, weight in untouched.named_parameters():
+        assert torch.equal(weight, model.get_parameter(name)), name
+        assert torch.equal(weight.grad, model.get_parameter(name).grad), name
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in untouched.state_dict().items())

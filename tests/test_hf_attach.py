@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, perturb
 from tiny_predictor import write_predictor
+from transformers.generation.streamers import BaseStreamer
 
 import dsl_train
 from dsl_train.bench.law import exact_law, fit
@@ -54,7 +55,16 @@ class Watched:
 
 @pytest.mark.parametrize("policy", ["static:4", "static:0", "heuristic", "random:0.7,1,7"])
 @pytest.mark.parametrize(
-    "options", [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 30, "no_repeat_ngram_size": 2}]
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.4},
+        {"min_new_tokens": 30, "no_repeat_ngram_size": 2},
+        {"eos_token_id": [33, 45, 12], "bad_words_ids": [[57, 5], [12]]},
+        {"stop_strings": ["c", "xy"], "tokenizer": make_tokenizer()},
+        {"max_new_tokens": 1},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
 )
 def test_greedy_text_is_the_targets(target, draft, policy, options):
     assistant = dsl_train.attach(draft, policy=policy)
@@ -63,7 +73,7 @@ def test_greedy_text_is_the_targets(target, draft, policy, options):
         assert found.tolist() == generate(target, **options).tolist()
 
 
-@pytest.mark.parametrize("length", [1, 216, 250])
+@pytest.mark.parametrize("length", [1, 216, 250, 256])
 def test_extreme_prompts_are_continued_as_by_the_target(target, draft, length):
     prompt = torch.randint(1, 64, (1, length), generator=torch.Generator().manual_seed(1))
     options = {"max_new_tokens": min(40, 257 - length)}
@@ -71,6 +81,26 @@ def test_extreme_prompts_are_continued_as_by_the_target(target, draft, length):
     assert generate(target, prompt, assistant_model=assistant, **options).tolist() == (
         generate(target, prompt, **options).tolist()
     )
+
+
+def test_scores_and_streamed_text_are_those_of_plain_generation(target, draft):
+    class Recorder(BaseStreamer):
+        pieces, ended = (), False
+
+        def put(self, value):
+            self.pieces += (*value.flatten().tolist(),)
+
+        def end(self):
+            self.ended = True
+
+    streamer, wanted = Recorder(), {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    found = generate(target, assistant_model=dsl_train.attach(draft, policy=Watched()), streamer=streamer, **wanted)
+    expected = generate(target, **wanted)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert list(streamer.pieces) == found.sequences[0].tolist()
+    assert streamer.ended
+    for name in ("scores", "logits"):
+        torch.testing.assert_close(torch.cat(found[name]), torch.cat(expected[name]), rtol=0, atol=1e-4)
 
 
 def test_a_draft_of_short_context_goes_on_by_chance(target):

@@ -79,6 +79,7 @@ def allowed(batch, input_ids):
         {"no_repeat_ngram_size": 2},
         {"bad_words_ids": [[57, 5], [12]]},
         {"min_new_tokens": 25},
+        {"min_length": 20},
         {"suppress_tokens": [44, 39]},
         {"begin_suppress_tokens": [7]},
         {"forced_eos_token_id": 0},
@@ -166,7 +167,7 @@ def test_a_streamer_gets_the_prompt_then_the_text_then_the_end(target, draft):
             self.ended = True
 
     streamer = Recorder()
-    text = ours(target, draft, text_streamer=streamer, stopping_criteria=[Until(theirs(target)[0, 20].item())])
+    text = ours(target, draft, streamer=streamer, stopping_criteria=[Until(theirs(target)[0, 20].item())])
     assert list(streamer.pieces) == text[0].tolist()
     assert streamer.ended
 

@@ -1,4 +1,4 @@
-"""The snippets of docs/transformers.md run as they stand."""
+"""The snippets of docs/transformers.md run as they stand, and write the target's own text."""
 
 import re
 import shutil
@@ -8,13 +8,24 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from families.zoo import ENCODER_DECODERS, make_pair
+from hub_stand_in import StandIn
+from huggingface_hub import constants
+from test_hf_tokenizers import shuffled
 from tiny_predictor import write_predictor
+from transformers import pipeline
 
+from dsl_train.hf.bundle import write_bundle
+from dsl_train.hub import fetch_predictor
 from dsl_train.loading import load_pair
 
-SNIPPETS = re.findall(
-    r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs" / "transformers.md").read_text("utf-8"), re.DOTALL
+SECTIONS = dict(
+    re.findall(
+        r"^## (.*?)\n(.*?)(?=^## |\Z)",
+        (Path(__file__).parent.parent / "docs" / "transformers.md").read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
 )
+PROMPT = "def main("
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +35,73 @@ def names(pair_folders, tmp_path_factory):
     shutil.copytree(pair_folders.draft, folder)
     (folder / "dsl").mkdir()
     pair = load_pair(pair_folders.target, str(folder), "float32", "cpu")
-    write_predictor(folder / "dsl", pair)
+    write_bundle(write_predictor(folder / "dsl", pair))
     seq2seq = dict(zip(("seq2seq_target", "seq2seq_draft"), make_pair(ENCODER_DECODERS[0]), strict=True))
-    more = {"encoder_inputs": torch.tensor([[5, 6, 7]]), "decoder_start_ids": [1], "tokenizer": make_tokenizer()}
     return {
         "target": pair.target,
         "draft": pair.draft,
-        "inputs": {"input_ids": torch.tensor([[9, 8, 7]])},
+        "target_folder": pair_folders.target,
+        "draft_folder": str(folder),
+        "inputs": dict(pair.tokenizer(PROMPT, return_tensors="pt")),
+        "tokenizer": make_tokenizer(),
+        **dict(zip(("other_draft", "other_tokenizer"), shuffled(pair.target), strict=True)),
+        "encoder_inputs": torch.tensor([[5, 6, 7]]),
+        "decoder_start_ids": [1],
         **seq2seq,
-        **more,
     }
 
 
-def test_every_snippet_runs_and_the_texts_are_the_targets(names, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Profiles, the Hub's cache and copied code belong to the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    inputs = names["inputs"] | {"attention_mask": torch.ones(1, 3, dtype=torch.int64)}
-    names = names | {"inputs": inputs}
-    alone = names["target"].generate(**inputs, max_new_tokens=32).tolist()
-    texts = []
-    for snippet in SNIPPETS:
-        exec(snippet, names)
-        texts.append(names["text"].tolist())
-    assert len(SNIPPETS) == 4
-    assert texts[0] == texts[2] == alone
-    assert alone[0][: len(texts[1][0])] == texts[1][0]
-    assert names["result"].num_tokens > 0
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("dsl_train.hub.HfApi", StandIn(tmp_path))
+    fetch_predictor.cache_clear()
+
+
+def run(section: str, names: dict) -> list[dict]:
+    """The names after each snippet of a section."""
+    found = [title for title in SECTIONS if title.startswith(section)]
+    assert len(found) == 1, f"{section}: {list(SECTIONS)}"
+    results, known = [], {"dsl_train": __import__("dsl_train"), **names}
+    for snippet in re.findall(r"```python\n(.*?)```", SECTIONS[found[0]], re.DOTALL):
+        exec(snippet, known)
+        results.append(dict(known))
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone(names):
+    return names["target"].generate(**names["inputs"], max_new_tokens=32)[0].tolist()
+
+
+def test_every_snippet_of_the_page_is_run_here():
+    assert [title.partition(".")[0] for title in SECTIONS] == [*"123456", "Encoder-decoders without `generate`"]
+    assert {title: text.count("```python") for title, text in SECTIONS.items() if "```python" not in text} == {}
+
+
+def test_one_call_writes_the_targets_text(names, alone):
+    (after,) = run("1.", names)
+    assert list(after["result"].result.token_ids) == alone[names["inputs"]["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("section", ["2.", "3.", "4.", "6."])
+def test_generate_writes_the_targets_text(names, alone, section):
+    texts = [after["text"][0].tolist() for after in run(section, names)]
+    assert texts[0] == alone
+    for text in texts[1:]:  # up to a stop string
+        assert alone[: len(text)] == text
+
+
+def test_pipelines_write_the_targets_text(names):
+    both, one = (after["texts"] for after in run("5.", names))
+    plain = pipeline("text-generation", model=names["target"], tokenizer=names["tokenizer"])
+    expected = plain([PROMPT, "import "], max_new_tokens=32, do_sample=False)
+    assert both == expected
+    assert one == expected[0]
+
+
+def test_encoder_decoders_run_without_generate(names):
+    (after,) = run("Encoder-decoders", names)
+    assert after["result"].num_tokens > 0

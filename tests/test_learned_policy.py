@@ -1,10 +1,13 @@
 """The learned policy asks its predictor and compares."""
 
+from pathlib import Path
+
 import numpy as np
 
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.records import DraftStep
 from dsl_train.schema import FEATURE_NAMES
+from dsl_train.serving import load_predictor
 
 
 class StubPredictor:
@@ -42,5 +45,16 @@ def test_the_cap_is_the_predictors_unless_given():
     assert LearnedPolicy(StubPredictor(), 0.5, max_lookahead=3).max_lookahead == 3
 
 
-def test_a_threshold_of_one_never_drafts():
-    assert not LearnedPolicy(StubPredictor(), threshold=1.0).wants_another(step(1.0))
+def test_a_threshold_of_one_never_drafts_and_looks_at_nothing():
+    policy = LearnedPolicy(StubPredictor(), threshold=1.0)
+    assert not policy.wants_another(step(1.0))
+    assert (policy.needs, policy.max_lookahead) == ("position", 0)
+
+
+def test_the_shipped_predictor_answers_single_questions_without_onnxruntime():
+    predictor = load_predictor(Path(__file__).parent.parent / "checkpoints" / "reference" / "draft")
+    vectors = np.random.default_rng(0).normal(scale=5.0, size=(64, len(FEATURE_NAMES))).astype(np.float32)
+    expected = predictor.survival_batch(vectors)
+    predictor.session = None
+    found = [predictor.survival(vector) for vector in vectors]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)

@@ -11,17 +11,18 @@ import pytest
 import torch
 from synthetic_traces import PAIR, write_traces
 
-from dsl_train import schema
+from dsl_train import decisions, schema
 from dsl_train.cli.train import main
 from dsl_train.predictor import metrics
 from dsl_train.predictor.config import TrainConfig
-from dsl_train.predictor.data import Batches, split_by_prompt
+from dsl_train.predictor.data import Batches, TraceDataModule, split_by_prompt
 from dsl_train.predictor.export import export_onnx
-from dsl_train.predictor.fit import TrainResult, fit
+from dsl_train.predictor.fit import TrainResult, _calibrate, fit
 from dsl_train.predictor.network import SurvivalNetwork
 from dsl_train.predictor.runtime import Predictor, open_session
 from dsl_train.predictor.trainer import load_best
 from dsl_train.records import DslError
+from dsl_train.traces import open_traces
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,19 @@ def test_the_artifact_holds_what_the_design_says_and_the_training_explains_itsel
     assert json.loads((config.output / "training" / "config.json").read_text()) == config.to_dict()
     assert (config.output / "training" / "metrics.csv").is_file()
     assert list((config.output / "training").glob("events.*"))
+
+
+def test_a_trained_predictor_answers_for_one_vector_without_its_runtime(trained, config):
+    assert Predictor.load(config.output)._light is not None
+
+
+def test_a_network_that_does_not_see_the_position_is_right_on_average_over_all_of_them(trace_folder):
+    all_decisions, names = decisions.build(open_traces([trace_folder]), 8), ("top_prob", "margin")
+    data = TraceDataModule(all_decisions, all_decisions.prompt_ids, names, batch_size=64, seed=0)
+    network, (features, labels, _) = SurvivalNetwork(names, (8,)), data.part("val")
+    network.standardise(features)
+    _calibrate(network, data, all_decisions)
+    assert network.survival(features).mean().item() == pytest.approx(float(labels.mean()), abs=0.01)
 
 
 def test_the_shipped_copy_equals_the_artifact_and_nothing_lands_in_the_drafts_root(trained, config):
@@ -139,8 +153,8 @@ def test_two_prompts_are_too_few_to_split():
 
 def test_a_shuffled_pass_visits_every_row_once_and_the_next_pass_in_another_order():
     rows = torch.arange(10.0)
-    batches = Batches(rows[:, None], rows, 4, torch.Generator().manual_seed(0))
-    first, second = (torch.cat([labels for _, labels in batches]) for _ in range(2))
+    batches = Batches((rows[:, None], rows, rows), 4, torch.Generator().manual_seed(0))
+    first, second = (torch.cat([labels for _, labels, _ in batches]) for _ in range(2))
     assert sorted(first.tolist()) == sorted(second.tolist()) == rows.tolist()
     assert first.tolist() != second.tolist()
     assert len(batches) == 3
@@ -167,7 +181,12 @@ def test_hidden_layers_have_the_parameters_they_should():
 def test_a_file_that_gives_other_numbers_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("dsl_train.predictor.export.TOLERANCE", -1.0)
     with pytest.raises(DslError, match="differs from the trained network"):
-        export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(5, 2), tmp_path / "predictor.onnx")
+        export_onnx(
+            SurvivalNetwork(schema.CORE, (4,)),
+            schema.CORE,
+            torch.rand(5, 2),
+            tmp_path / "predictor.onnx",
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -186,6 +205,17 @@ def test_calibration_undoes_a_wrong_slope_and_shift():
     assert slope == pytest.approx(0.5, abs=0.05)
     assert shift == pytest.approx(-1.0, abs=0.1)
     assert metrics.platt(logits, np.ones(20_000)) == (1.0, 0.0)
+
+
+def test_every_position_gets_a_shift_of_its_own_and_rows_count_by_their_weight():
+    rng = np.random.default_rng(0)
+    logits, position = rng.normal(size=40_000), rng.integers(0, 2, 40_000)
+    labels = rng.random(40_000) < 1 / (1 + np.exp(-logits - position))
+    assert metrics.position_shifts(logits, labels, position, 3) == pytest.approx([0, 1, 0], abs=0.1)
+    twice = np.concatenate([logits, logits[labels]]), np.concatenate([labels, labels[labels]])
+    repeated = metrics.position_shifts(*twice, np.concatenate([position, position[labels]]), 2)
+    weighted = metrics.position_shifts(logits, labels, position, 2, 1.0 + labels)
+    assert weighted == pytest.approx(repeated, abs=1e-6)
 
 
 def test_the_calibration_error_of_a_known_case_is_exact():

@@ -112,3 +112,13 @@ def test_the_learned_rule_with_two_thresholds_makes_live_the_rounds_of_the_vecto
         zip(replayed.start.tolist(), replayed.num_drafted.tolist(), replayed.num_accepted.tolist(), strict=True)
     )
     assert 0 < (replayed.num_drafted == 0).sum() < replayed.num_rounds
+
+
+def test_the_rule_that_adapts_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):
+    rule = StopRule(0.02, 0.02)
+    live, replayed = (LearnedPolicy(LongTextPredictor(), rule, adapt=True) for _ in range(2))
+    expected = replay_policy(live_decisions, replayed)
+    assert run_live(live_pair, live_decisions, live) == expected.rounds
+    assert replayed.rule != rule
+    assert live.rule.another == pytest.approx(replayed.rule.another, rel=1e-3)
+    assert 0 < expected.mean_lookahead < LongTextPredictor.max_lookahead

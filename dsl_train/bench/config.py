@@ -62,6 +62,8 @@ class BenchConfig:
     """auto: float32 on the CPU, else bfloat16."""
     device: str = "auto"
     """auto: CUDA if there is one."""
+    compile: bool = False
+    """Compile the forwards of both models before anything is timed (live, profile, verify)."""
     num_threads: int | None = None
     """Threads of torch on the CPU. Default: torch's choice."""
     seed: int = 0
@@ -73,7 +75,8 @@ class BenchConfig:
     report: str | None = None
     """Folder for a report on --traces and the predictor: one HTML page, figures, all numbers; and what was timed."""
     tune_on: list[str] = field(default_factory=list)
-    """Trace folders of other prompts, on which the report tunes every rule. Default: --traces, in the rules' favour."""
+    """Trace folders of other prompts, on which every rule is tuned (replay, report). Default: the report tunes on
+    --traces, in the rules' favour, and a replay compares with the best static lookahead of --policies."""
     output: str | None = None
     """Folder for result.json, config.json and plots. Default: only print."""
 

@@ -6,27 +6,33 @@ confidence 0.4) hold and nothing but our sampling parameters applies. Knows noth
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import is_sklearn_available, logging
 
+from dsl_train.inputs import EncodedPrompt, PairPrompt, begin
 from dsl_train.loading import Pair, library_defaults
 from dsl_train.records import GenerationResult
 from dsl_train.runner import context_length
 from dsl_train.sampling import Sampling
 
-Generate = Callable[[Sequence[int], int], GenerationResult]
-"""(prompt token ids, seed) -> the finished generation."""
+Generate = Callable[[PairPrompt, int], GenerationResult]
+"""(prompt, seed) -> the finished generation."""
 
 
-def hf_generate(pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: bool) -> Generate:
-    """`target.generate`, with the draft as `assistant_model` if `assisted`. No rounds: the library records none."""
+def hf_generate(
+    pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: bool, settings: Mapping[str, Any] | None = None
+) -> Generate:
+    """`target.generate`, with the draft as `assistant_model` if `assisted`, its generation configuration changed by
+    `settings` (`num_assistant_tokens` and the like). No rounds: the library records none."""
+    plain_generate: Any = GenerationMixin.generate  # speech models have one of their own, which cuts audio
     eos = sorted(pair.eos_token_ids)
     context = context_length(pair.target)
-    settings = GenerationConfig(
+    own_settings = GenerationConfig(
         do_sample=not sampling.greedy,
         temperature=None if sampling.greedy else sampling.temperature,
         top_k=None if sampling.greedy else sampling.top_k,
@@ -35,16 +41,19 @@ def hf_generate(pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: b
         pad_token_id=eos[0] if eos else 0,
     )
 
-    def generate(prompt_token_ids: Sequence[int], seed: int) -> GenerationResult:
-        input_ids = torch.tensor([list(prompt_token_ids)], device=pair.target.device)
-        config = copy.deepcopy(settings)
+    def generate(prompt: PairPrompt, seed: int) -> GenerationResult:
+        prompt_token_ids = begin(prompt)
+        inputs = _inputs(prompt, pair.target)
+        config = copy.deepcopy(own_settings)
+        config.decoder_start_token_id = prompt_token_ids[0]  # of no meaning for decoder-only pairs
         config.max_new_tokens = min(max_new_tokens, context + 1 - len(prompt_token_ids))
         with library_defaults(pair.target), library_defaults(pair.draft), _quiet(), torch.inference_mode():
+            pair.draft.generation_config.update(**dict(settings or {}))
             torch.manual_seed(seed)
             began = time.perf_counter()
-            output: torch.Tensor = pair.target.generate(  # type: ignore[operator]  # annotated as Tensor | Module
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
+            output: torch.Tensor = plain_generate(
+                pair.target,
+                **inputs,
                 generation_config=config,
                 assistant_model=pair.draft if assisted else None,
             )
@@ -54,6 +63,16 @@ def hf_generate(pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: b
         return GenerationResult(tuple(prompt_token_ids), token_ids, finish_reason, (), seconds)
 
     return generate
+
+
+def _inputs(prompt: PairPrompt, target: PreTrainedModel) -> dict[str, torch.Tensor]:
+    token_ids = torch.tensor([list(begin(prompt))], device=target.device)
+    if not isinstance(prompt, EncodedPrompt):
+        return {"inputs": token_ids, "attention_mask": torch.ones_like(token_ids)}
+    source = prompt.source.to(target.device)
+    if source.is_floating_point():
+        return {"inputs": source.to(target.dtype), "decoder_input_ids": token_ids}
+    return {"inputs": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": token_ids}
 
 
 def assisted_note() -> str:

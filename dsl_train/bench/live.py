@@ -19,6 +19,7 @@ from dsl_train.bench.hf import Generate, assisted_note, hf_generate
 from dsl_train.bench.setup import Setup
 from dsl_train.cost import CostProfile
 from dsl_train.engine import SpeculativeEngine, autoregressive
+from dsl_train.inputs import PairPrompt, begin, runner_of
 from dsl_train.records import AcceptanceStats, GenerationResult
 from dsl_train.runner import CachedModel
 from dsl_train.statistics import Interval, Rates
@@ -120,16 +121,15 @@ def contender(name: str, setup: Setup, target: CachedModel | None = None, draft:
     pair, sampling, max_new_tokens = setup.pair, setup.config.sampling, setup.config.max_new_tokens
     if name in (TRANSFORMERS, ASSISTED):
         return hf_generate(pair, sampling, max_new_tokens, assisted=name == ASSISTED)
-    target, eos = target or CachedModel(pair.target), pair.eos_token_ids
+    target, eos = target or runner_of(pair.target), pair.eos_token_ids
     if name == AUTOREGRESSIVE:
-        return lambda prompt, seed: autoregressive(target, prompt, max_new_tokens, sampling, eos, seed)
-    engine = SpeculativeEngine(target, draft or CachedModel(pair.draft), setup.policy(name), sampling, eos)
-    return lambda prompt, seed: engine.generate(prompt, max_new_tokens, seed)
+        return lambda prompt, seed: autoregressive(target, begin(prompt, target), max_new_tokens, sampling, eos, seed)
+    draft = draft or runner_of(pair.draft)
+    engine = SpeculativeEngine(target, draft, setup.policy(name), sampling, eos)
+    return lambda prompt, seed: engine.generate(begin(prompt, target, draft), max_new_tokens, seed)
 
 
-def time_all(
-    contenders: Mapping[str, Generate], prompts: Sequence[Sequence[int]], repeats: int, seed: int = 0
-) -> Results:
+def time_all(contenders: Mapping[str, Generate], prompts: Sequence[PairPrompt], repeats: int, seed: int = 0) -> Results:
     """Every contender on every prompt, `repeats` times, the order rotating; one untimed turn each first."""
     for generate in contenders.values():
         generate(prompts[0], seed)

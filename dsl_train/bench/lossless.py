@@ -19,6 +19,7 @@ from dsl_train.bench.hf import Generate
 from dsl_train.bench.law import Fit, Law, exact_law, fit
 from dsl_train.bench.live import Mismatch, contender, first_difference
 from dsl_train.bench.setup import Setup
+from dsl_train.inputs import EncodedPrompt, PairPrompt, begin, runner_of
 from dsl_train.kv_cache import keeps_every_token
 from dsl_train.predictor.runtime import shipped_with
 from dsl_train.runner import CachedModel
@@ -118,15 +119,13 @@ def verified_policies(config: BenchConfig) -> list[str]:
     return [*DEFAULT_POLICIES, *(["learned"] if learned else [])]
 
 
-def compare_greedy(
-    contenders: Mapping[str, Generate], prompts: Iterable[tuple[str, Sequence[int]]]
-) -> Iterator[Mismatch]:
-    """Where a text first departs from the first contender's, the reference; `prompts` are (id, token ids)."""
+def compare_greedy(contenders: Mapping[str, Generate], prompts: Iterable[tuple[str, PairPrompt]]) -> Iterator[Mismatch]:
+    """Where a text first departs from the first contender's, the reference; `prompts` are (id, prompt)."""
     reference, *others = contenders
-    for prompt_id, token_ids in prompts:
-        expected = contenders[reference](token_ids, 0).token_ids
+    for prompt_id, prompt in prompts:
+        expected = contenders[reference](prompt, 0).token_ids
         for name in others:
-            found = contenders[name](token_ids, 0).token_ids
+            found = contenders[name](prompt, 0).token_ids
             if found != expected:
                 yield first_difference(name, prompt_id, expected, found)
 
@@ -141,8 +140,8 @@ def make_trials(setup: Setup, policies: Sequence[str]) -> Iterator[Trial]:
     """Every policy after each of the first `law_prompts` prompts, at the configuration's sampling and length."""
     config, eos = setup.config, setup.pair.eos_token_ids
     for prompt_id, prompt in setup.prompts[: config.law_prompts]:
-        target, draft = (_prompt_model(model, len(prompt)) for model in (setup.pair.target, setup.pair.draft))
-        law = exact_law(target, prompt, config.sampling, eos, config.max_new_tokens, config.draws)
+        target, draft = (_prompt_model(model, prompt) for model in (setup.pair.target, setup.pair.draft))
+        law = exact_law(target, begin(prompt, target), config.sampling, eos, config.max_new_tokens, config.draws)
         for name in policies:
             generate = contender(name, setup, target, draft)
             yield Trial(name, prompt_id, law, partial(_draw, generate, prompt))
@@ -165,11 +164,13 @@ class PromptModel(CachedModel):
             super().reset()
 
 
-def _prompt_model(model: PreTrainedModel, prompt_length: int) -> CachedModel:
-    return PromptModel(model, prompt_length) if keeps_every_token(model.config) else CachedModel(model)
+def _prompt_model(model: PreTrainedModel, prompt: PairPrompt) -> CachedModel:
+    if isinstance(prompt, EncodedPrompt) or not keeps_every_token(model.config):
+        return runner_of(model)
+    return PromptModel(model, len(prompt))
 
 
-def _draw(generate: Generate, prompt: Sequence[int], seed: int) -> Sequence[int]:
+def _draw(generate: Generate, prompt: PairPrompt, seed: int) -> Sequence[int]:
     return generate(prompt, seed).token_ids
 
 

@@ -15,21 +15,23 @@ from typing import Any
 import numpy as np
 
 from dsl_train import decisions, replay, statistics
-from dsl_train.api import load_predictor
 from dsl_train.bench.ceiling import CEILINGS, replay_ceiling
 from dsl_train.bench.config import LIVE_ONLY, BenchConfig, is_learned
 from dsl_train.bench.setup import open_pair, open_predictor
+from dsl_train.bench.tuned import SUFFIX, TunedRule, replay_spec, replay_tuned
 from dsl_train.cost import CostProfile, Price, StopRule, c_of, price_for, rule_at
 from dsl_train.decisions import Decisions
 from dsl_train.policies.factory import make_policy, needs_of
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.profile import cached_profile
 from dsl_train.replay import ReplayResult
+from dsl_train.serving import load_predictor
 from dsl_train.statistics import Interval, Rates
 from dsl_train.traces import open_traces
 
 BOUNDS = {"oracle": replay.replay_oracle, "oracle+": replay.replay_oracle_plus}
 """What no policy can reach: they see the future."""
+LEARNED, TUNED_STATIC = "learned", f"static{SUFFIX}"
 At = Callable[[Price], ReplayResult]
 """The rounds of a policy at a price; most policies do not look at it."""
 
@@ -37,12 +39,15 @@ At = Callable[[Price], ReplayResult]
 @dataclass(frozen=True)
 class ReplayRow:
     policy: str
+    """`static:tuned` and the like: at its best setting on the prompts of --tune_on."""
     rates: tuple[Interval, ...]
     """Tokens per target step, one for each cost: the speedup over decoding without a draft."""
     vs_best_static: tuple[Interval, ...]
     """How many times the rate of the best static lookahead at that cost, paired by prompt; empty without any."""
     mean_lookahead: tuple[float, ...]
     """Drafts per round, one for each cost."""
+    chosen: tuple[str, ...] = ()
+    """Of a tuned rule: its setting at each cost."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class ReplayTable:
     """Prices of one more draft token [target steps], rising."""
     rows: tuple[ReplayRow, ...]
     best_static: tuple[str, ...]
-    """One for each cost, chosen on these very prompts: the hardest to beat."""
+    """One for each cost: the one tuned on --tune_on; without that, the best of --policies on these very prompts."""
     warnings: tuple[str, ...]
     num_prompts: int
     gaps: tuple["GapClosed", ...] = ()
@@ -86,20 +91,38 @@ def run_replay(config: BenchConfig) -> ReplayTable:
     bounds = [*BOUNDS, *CEILINGS] if sampled else list(BOUNDS)
     contenders = {name: contender(name, walked, predictor, config.threshold) for name in [*names, *bounds]}
     results = {name: [at(price_of(name, price)) for price in prices] for name, at in contenders.items()}
-    return tabulate(results, prices, config.seed, coupling_draws(walked))
+    tuned = _tuned(config, walked, prices)
+    results |= {name: list(rule.results) for name, rule in tuned.items()}
+    chosen = {name: rule.specs for name, rule in tuned.items()}
+    return tabulate(results, prices, config.seed, coupling_draws(walked), chosen)
+
+
+def _tuned(config: BenchConfig, walked: Decisions, prices: Sequence[Price]) -> dict[str, TunedRule]:
+    if not config.tune_on:
+        return {}
+    tuning = decisions.build(open_traces([Path(folder) for folder in config.tune_on]), walked.max_lookahead)
+    return replay_tuned(tuning, walked, prices)
 
 
 def tabulate(
-    results: Mapping[str, Sequence[ReplayResult]], prices: Sequence[Price], seed: int = 0, num_draws: int = 1
+    results: Mapping[str, Sequence[ReplayResult]],
+    prices: Sequence[Price],
+    seed: int = 0,
+    num_draws: int = 1,
+    chosen: Mapping[str, tuple[str, ...]] | None = None,
 ) -> ReplayTable:
-    """Rates of each policy at each price, bootstrapped by prompt and compared with the best static lookahead."""
+    """Rates of each policy at each price, bootstrapped by prompt and compared with the best static lookahead.
+
+    `chosen` are the settings of rules that were tuned on other prompts.
+    """
+    chosen = chosen or {}
     rates = {
         name: [by_prompt(result, price_of(name, price)) for result, price in zip(of_name, prices, strict=True)]
         for name, of_name in results.items()
     }
     num_prompts = len(next(iter(rates.values()))[0].tokens)
     counts = statistics.draws(num_prompts, seed=seed)
-    static = [name for name in rates if name.startswith("static:")]
+    static = [TUNED_STATIC] if TUNED_STATIC in rates else [name for name in rates if name.startswith("static:")]
     best = [statistics.fastest({name: rates[name][i] for name in static}) for i in range(len(prices))]
     rows = [
         ReplayRow(
@@ -111,14 +134,16 @@ def tabulate(
                 if base
             ),
             mean_lookahead=tuple(result.mean_lookahead for result in results[name]),
+            chosen=chosen.get(name, ()),
         )
         for name in results
     ]
-    warnings = [f"{name}: {of_name[0].warning}" for name, of_name in results.items() if of_name[0].warning]
+    worst = {name: max(of_name, key=lambda result: result.exhausted_share) for name, of_name in results.items()}
+    warnings = [f"{name}: {result.warning}" for name, result in worst.items() if result.warning]
     return ReplayTable(
         costs=tuple(map(c_of, prices)),
         rows=tuple(rows),
-        best_static=tuple(filter(None, best)),
+        best_static=chosen.get(TUNED_STATIC) or tuple(filter(None, best)),
         warnings=tuple(warnings),
         num_prompts=num_prompts,
         gaps=tuple(_gaps(rates, best, counts)),
@@ -150,10 +175,12 @@ def contender(name: str, walked: Decisions, predictor: Predictor | None, thresho
 
         def at(price: Price) -> ReplayResult:
             rule = rule_at(price, predictor.threshold) if threshold is None else StopRule.of(threshold)
-            return replay.replay_survival(walked, survival, rule)
+            if name == LEARNED:
+                return replay.replay_survival(walked, survival, rule)
+            return replay.replay_policy(walked, make_policy(name, predictor, rule))
 
         return at
-    return _constant(replay.replay_policy(walked, make_policy(name)))
+    return _constant(replay_spec(walked, name))
 
 
 def _constant(result: ReplayResult) -> At:

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 import torch
 
-from dsl_train.api import find_predictor
 from dsl_train.bench.config import BenchConfig, is_learned
 from dsl_train.collect.prompts import Prompt, read_prompts
+from dsl_train.compiled import warm_up
 from dsl_train.cost import CostProfile, StopRule
+from dsl_train.inputs import PairPrompt, begin
 from dsl_train.loading import Pair, load_pair
 from dsl_train.policies.base import Policy
 from dsl_train.policies.factory import make_policy
 from dsl_train.predictor.runtime import Predictor, shipped_with
 from dsl_train.profile import cached_profile
 from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
+from dsl_train.runner import context_length
+from dsl_train.serving import find_predictor
 
 #: What a run is verified on if it is given no prompts.
 OWN_PROMPTS = (
@@ -30,8 +32,8 @@ OWN_PROMPTS = (
 class Setup:
     config: BenchConfig
     pair: Pair
-    prompts: tuple[tuple[str, tuple[int, ...]], ...]
-    """(prompt id, token ids)"""
+    prompts: tuple[tuple[str, PairPrompt], ...]
+    """(prompt id, what the pair is given)"""
     predictor: Predictor | None
     """None unless a policy is `learned`."""
     cost: CostProfile | None
@@ -60,7 +62,10 @@ def open_pair(config: BenchConfig) -> Pair:
     """Load the models, on as many threads as asked for."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    return load_pair(config.target, config.draft, config.dtype, config.device)
+    pair = load_pair(config.target, config.draft, config.dtype, config.device)
+    if config.compile:
+        warm_up(pair.target, pair.draft)
+    return pair
 
 
 def open_predictor(config: BenchConfig, pair: Pair) -> Predictor:
@@ -77,15 +82,15 @@ def measure_costs(config: BenchConfig) -> CostProfile:
     return cached_profile(pair, predictor, config.sampling, fresh=True)
 
 
-def read_prompts_as_tokens(config: BenchConfig, pair: Pair) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def read_prompts_as_tokens(config: BenchConfig, pair: Pair) -> tuple[tuple[str, PairPrompt], ...]:
     if config.prompts:
-        prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer)
+        prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer, kind=pair.kind)
     else:
         prompts = [Prompt(f"own-{number}", text) for number, text in enumerate(OWN_PROMPTS)]
-    tokenized = tuple((prompt.prompt_id, tuple(prompt.encode(pair.tokenizer))) for prompt in prompts)
-    for prompt_id, token_ids in tokenized:
-        _check_length(prompt_id, token_ids, CachedModel(pair.target).context)
-    return tokenized
+    encoded = tuple((prompt.prompt_id, prompt.encode_for(pair)) for prompt in prompts)
+    for prompt_id, prompt in encoded:
+        _check_length(prompt_id, begin(prompt), context_length(pair.target))
+    return encoded
 
 
 def _check_length(prompt_id: str, token_ids: Sequence[int], context: int) -> None:

@@ -22,7 +22,7 @@ class GenerateConfig:
     draft: str
     """Folder or Hub id of the draft model."""
     prompt: str | None = None
-    """Text to continue."""
+    """Text to continue, or for an encoder-decoder to answer; of one that reads audio, a WAV or .npy file."""
     prompts: str | None = None
     """File or Hub data set of prompts, in any format dsl-collect takes; each is continued in turn."""
     column: str | None = None
@@ -34,8 +34,12 @@ class GenerateConfig:
     policy: str = "learned"
     """Who decides the lookahead: learned, static:K, heuristic, confidence[:THRESHOLD,CAP], ...; static:0 drafts
     nothing."""
+    adapt: bool = False
+    """Correct the learned policy while generating, by what was accepted: for a draft or texts it was not trained on."""
     threshold: float | None = None
     """Survival probability above which the learned policy drafts another token. Default: from measured costs."""
+    max_lookahead: int | None = None
+    """Most tokens a round may draft. Default: the policy's own cap."""
     max_new_tokens: int = 128
     """Length of the response [tokens]."""
     temperature: float = 0.0
@@ -52,6 +56,9 @@ class GenerateConfig:
     """Device, such as cpu or cuda:0."""
     num_threads: int | None = None
     """CPU threads of PyTorch."""
+    compile: bool = False
+    """Compile the forwards first: a minute the first time, later less; then every token is quicker (CPU, decoders of
+    Llama's shape; others run as they are)."""
     show_lookahead: bool = False
     """Colour what happened to each token: accepted draft, correction, bonus."""
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dsl_train.api import Generation, Speculator
+from dsl_train.collect.audio import Audio
 from dsl_train.collect.prompts import Prompt, read_prompts
 from dsl_train.loading import load_pair
 from dsl_train.records import Round
@@ -25,12 +26,15 @@ def generate_all(config: "GenerateConfig", prompt: str | None) -> list[Generatio
         torch.set_num_threads(config.num_threads)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     pair = load_pair(config.target, config.draft, config.dtype, config.device)
-    speculator = Speculator(pair, config.policy, config.predictor, config.threshold)
+    policy = f"{config.policy}:adapt" if config.adapt else config.policy
+    speculator = Speculator(pair, policy, config.predictor, config.threshold, config.max_lookahead, config.compile)
     if prompt is not None:
-        prompts = [Prompt("", prompt)]
+        prompts = [Prompt("", audio=Audio(prompt.strip())) if pair.kind == "speech" else Prompt("", prompt)]
     else:
-        prompts = read_prompts(str(config.prompts), config.column, config.num_prompts, pair.tokenizer)
+        prompts = read_prompts(str(config.prompts), config.column, config.num_prompts, pair.tokenizer, kind=pair.kind)
     console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+    if config.compile:
+        notes.print(f"warmed up in {speculator.warm_up_seconds:.1f} s", style="dim")
     if config.show_lookahead:
         notes.print(Text.assemble(*((f" {name} ", style) for name, style in _STYLES.items())))
     generations = []
@@ -40,9 +44,7 @@ def generate_all(config: "GenerateConfig", prompt: str | None) -> list[Generatio
             console.rule(style="dim")
         console.print(Text(item.text, style="dim"), end="")
         generations.append(
-            speculator.generate(
-                item.encode(pair.tokenizer), sampling, config.max_new_tokens, config.seed, on_round=show
-            )
+            speculator.generate(item.encode_for(pair), sampling, config.max_new_tokens, config.seed, on_round=show)
         )
         show.end()
         notes.print(_summary(generations[-1], speculator.policy.name), style="dim")

@@ -55,9 +55,14 @@ class Response:
     """By an end-of-text token, which is not in the text."""
 
     def encode(
-        self, prompt: Prompt, prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]
+        self,
+        prompt: Prompt | None,
+        prompt_ids: Sequence[int],
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: frozenset[int],
     ) -> list[int]:
-        """Token ids up to the first end-of-text token, that one included.
+        """Token ids up to the first end-of-text token, that one included. Without `prompt` they stand by themselves, as
+        those of a decoder do whose encoder read the prompt.
 
         Raises DslError for a text that this tokenizer cannot write behind its prompt.
         """
@@ -192,12 +197,16 @@ def _last_message(where: str, columns: dict[str, Any]) -> dict[str, Any]:
     return last
 
 
-def _behind(prompt: Prompt, prompt_ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _behind(
+    prompt: Prompt | None, prompt_ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """Tokens of a text behind its prompt, whose own tokens stay: that is where the target began."""
+    alone: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if prompt is None:
+        return alone
     together = prompt.encode(tokenizer, text)
     if together[: len(prompt_ids)] == list(prompt_ids):
         return together[len(prompt_ids) :]  # right for tokenizers that write a leading space, too
-    alone: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     before, after = (str(tokenizer.decode(ids)) for ids in (list(prompt_ids), [*prompt_ids, *alone]))
     if after != before + text:
         raise DslError("the response cannot be told from its prompt in tokens; give the response_token_ids")

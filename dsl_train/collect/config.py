@@ -31,7 +31,8 @@ class CollectConfig:
     """Instead of prompts: the same, each prompt with the target's response (text or token ids) and how it was sampled,
     such as a server's log. The target generates nothing then."""
     column: str | None = None
-    """Column of the prompts, if it is not named prompt, text, question, turns, messages or conversations."""
+    """Column of the prompts, if it is not named prompt, text, question, turns, messages or conversations; of models
+    that read audio, if it is not named audio or input_features."""
     split: str = "train"
     """Split of a Hub dataset."""
     num_prompts: int | None = None

@@ -8,7 +8,7 @@ min(target, draft)(t); divide by target(t).) Greedy is the one-hot case. Letters
 import torch
 
 from dsl_train.collect.text import Labels
-from dsl_train.sampling import Sampling
+from dsl_train.sampling import Sampling, most_likely
 from dsl_train.verify import acceptance, residual_probs
 
 
@@ -28,7 +28,9 @@ def couple(
 
 def choose(sampling: Sampling, logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """The next token of each row: [N, V] logits, [N] uniform numbers (unused when greedy) -> [N] int64."""
-    return logits.argmax(-1) if sampling.greedy else inverse_cdf(sampling.probs(logits), draws)
+    if sampling.greedy:
+        return torch.tensor(most_likely(logits), device=logits.device)
+    return inverse_cdf(sampling.probs(logits), draws)
 
 
 def inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

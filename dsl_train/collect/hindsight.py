@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dsl_train.collect.config import CollectConfig
-from dsl_train.collect.coupling import couple
+from dsl_train.collect.coupling import choose, couple
 from dsl_train.collect.reading import Batch, Chunk, Text
 from dsl_train.collect.responses import is_possible, refusal
 from dsl_train.collect.tails import BLOCK_BYTES, TailReader
@@ -116,7 +116,7 @@ class HindsightCollector:
                 self._refuse(chunk, sampling, places[~possible])
                 return self._label_block(chunk, sampling, places[possible], check=False)
         if target_probs is None:
-            labels = Labels.greedy(draft_logits.argmax(-1), committed)
+            labels = Labels.greedy(choose(sampling, draft_logits, luck[:, 2]), committed)
         else:
             labels = couple(target_probs, sampling.probs(draft_logits), committed, luck[:, 1], luck[:, 2])
         texts, positions = np.divmod(places.cpu().numpy(), chunk.token_ids.shape[1])

@@ -14,9 +14,9 @@ import torch
 
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Labels, Reject, Request, tail_rows, text_rows
+from dsl_train.inputs import begin, runner_of
 from dsl_train.loading import Pair
 from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
 from dsl_train.sampling import draw
 from dsl_train.traces import Rows, join_rows
 from dsl_train.verify import acceptance, residual_probs
@@ -50,7 +50,7 @@ class OracleCollector:
     """Owns both caches; each text has a generator of its own. Greedy is sampling from one-hot distributions."""
 
     def __init__(self, pair: Pair, config: CollectConfig) -> None:
-        self.target, self.draft = CachedModel(pair.target), CachedModel(pair.draft)
+        self.target, self.draft = runner_of(pair.target), runner_of(pair.draft)
         self.config, self.eos_token_ids = config, pair.eos_token_ids
         self.context = min(self.target.context, self.draft.context)
         self.vocab_size = pair.target.config.get_text_config().vocab_size
@@ -77,7 +77,7 @@ class OracleCollector:
         room = min(self.config.max_new_tokens, self.context + 1 - len(request.prompt_token_ids))
         generator = torch.Generator(self.target.device).manual_seed(request.seed)
         has_tail = request.has_tail(room, self.config.tail_fraction).tolist()
-        text = _Text(request, list(request.prompt_token_ids), generator, has_tail)
+        text = _Text(request, list(begin(request.prompt, self.target, self.draft)), generator, has_tail)
         self.target.reset()
         self.draft.reset()
         parts: list[Rows] = []

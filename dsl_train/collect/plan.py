@@ -13,7 +13,7 @@ from dsl_train import schema
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.split import Shard, local_device, shard_of
 from dsl_train.collect.tasks import Inputs, Task, read_inputs
-from dsl_train.loading import DTYPES, ModelIdentity, identify, load_tokenizer, resolve_device, resolve_dtype
+from dsl_train.loading import DTYPES, ModelIdentity, identify, kind_named, load_tokenizer, resolve_device, resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def make_plan(config: CollectConfig) -> Plan:
     dtype = resolve_dtype(config.dtype, device)
     target = identify(config.target, "target", DTYPES[dtype], config.quantization)
     draft = identify(config.draft, "draft", DTYPES[dtype])
-    inputs = read_inputs(config, load_tokenizer(config.target), target.vocab_size, shard)
+    inputs = read_inputs(config, load_tokenizer(config.target), target.vocab_size, shard, kind_named(config.target))
     return Plan(replace(config, dtype=dtype, device=str(device)), shard, target, draft, inputs)
 
 

@@ -4,6 +4,7 @@
 {"turns": [str, …]}                              the first user turn        } through the tokenizer's chat
 {"messages" or "conversations": [{role, content} or {from, value}, …]}      } template if it has one
 {"prompt_token_ids": [int, …]}                   tokens, used as they are
+{"audio": …}  {"input_features": …}              for a pair that reads audio (`audio.py`)
 """
 
 import hashlib
@@ -14,7 +15,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dsl_train.collect.audio import AUDIO_COLUMNS, Audio, audio_of
 from dsl_train.collect.sources import Record, read_records
+from dsl_train.inputs import PairPrompt, encode_audio, encode_tokens
+from dsl_train.loading import Kind, Pair
 from dsl_train.records import DslError
 
 TEXT_COLUMNS = ("prompt", "text", "question", "instruction")
@@ -29,7 +33,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text that still has to be tokenized, or token ids."""
+    """Text that still has to be tokenized, token ids, or audio."""
 
     prompt_id: str
     """16 hex digits of the content: the same prompt has the same id in every file and run."""
@@ -37,6 +41,16 @@ class Prompt:
     token_ids: tuple[int, ...] = ()
     add_special_tokens: bool = True
     """False when a chat template has written them already."""
+    audio: Audio | None = None
+
+    def encode_for(self, pair: Pair) -> PairPrompt:
+        """What the pair is given. Raises DslError if it reads something else."""
+        if self.audio is not None:
+            return encode_audio(pair, *self.audio.load())
+        if pair.kind != "encoder-decoder" or self.token_ids:
+            return encode_tokens(pair, self.encode(pair.tokenizer))
+        special = self.add_special_tokens  # encoders read the end-of-text token
+        return encode_tokens(pair, pair.tokenizer(self.text, add_special_tokens=special, verbose=False)["input_ids"])
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, more: str = "") -> list[int]:
         """Token ids of the prompt, `more` text behind it; may be empty. The end-of-text token that some tokenizers
@@ -55,6 +69,7 @@ def read_prompts(
     num_prompts: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     split: str = "train",
+    kind: Kind = "decoder-only",
 ) -> list[Prompt]:
     """The first `num_prompts` different prompts of a file, of standard input (`-`) or of a Hub dataset.
 
@@ -62,7 +77,7 @@ def read_prompts(
     """
     prompts: dict[str, Prompt] = {}
     for record in read_records(source, split):
-        prompt = prompt_of(record, column, tokenizer)
+        prompt = prompt_of(record, column, tokenizer, kind)
         prompts.setdefault(prompt.prompt_id, prompt)
         if len(prompts) == num_prompts:
             break
@@ -75,12 +90,19 @@ def no_prompts(source: str) -> DslError:
     return DslError(f'{source} has no prompts; give a file with at least one, for example a line {{"prompt": …}}')
 
 
-def prompt_of(record: Record, column: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
-    """Everything before the assistant's first word, so that the target answers the first user turn itself.
+def prompt_of(
+    record: Record, column: str | None, tokenizer: PreTrainedTokenizerBase | None, kind: Kind = "decoder-only"
+) -> Prompt:
+    """Everything before the assistant's first word, so that the target answers the first user turn itself; the audio,
+    if that is what a pair of this `kind` reads.
 
     Raises DslError, naming the record, if there is no prompt in it.
     """
     where = record.where
+    if kind == "speech":
+        columns = record.columns()
+        audio = audio_of(where, columns[find_column(where, columns, column, AUDIO_COLUMNS)])
+        return Prompt(audio.content_hash, audio=audio)
     value = find_value(where, record.columns(), column, (*TOKEN_COLUMNS, *CHAT_COLUMNS, *TEXT_COLUMNS))
     if isinstance(value, list) and isinstance(value[0], dict):
         messages = as_messages(where, value)
@@ -91,16 +113,22 @@ def prompt_of(record: Record, column: str | None, tokenizer: PreTrainedTokenizer
 
 def find_value(where: str, columns: Columns, column: str | None, known: Sequence[str]) -> Any:
     """What the column named `column`, else the first known one, holds: a text or a list that is not empty."""
+    name = find_column(where, columns, column, known)
+    value = unquoted(columns[name]) if name in (*TOKEN_COLUMNS, *CHAT_COLUMNS) else columns[name]
+    if not isinstance(value, str) and not (isinstance(value, list) and value):
+        raise DslError(f"{where}: column {name!r} holds {str(value)[:60]!r}, not text, token ids, turns or messages")
+    return value
+
+
+def find_column(where: str, columns: Columns, column: str | None, known: Sequence[str]) -> str:
+    """`column`, else the first known one that the record has. Raises DslError if there is none."""
     names = (column,) if column else known
     name = next((name for name in names if columns.get(name) is not None), None)
     if name is None:
         wanted = repr(column) if column else " or ".join(map(repr, known))
         found = ", ".join(map(str, columns)) or "none"
         raise DslError(f"{where}: no column {wanted}; the columns are {found}; choose one with --column")
-    value = unquoted(columns[name]) if name in (*TOKEN_COLUMNS, *CHAT_COLUMNS) else columns[name]
-    if not isinstance(value, str) and not (isinstance(value, list) and value):
-        raise DslError(f"{where}: column {name!r} holds {str(value)[:60]!r}, not text, token ids, turns or messages")
-    return value
+    return name
 
 
 def unquoted(value: Any) -> Any:

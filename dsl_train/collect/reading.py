@@ -9,12 +9,18 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from dsl_train.collect.coupling import choose
 from dsl_train.collect.text import Request
+from dsl_train.encoded_texts import EncodedTexts
 from dsl_train.loading import Pair
+from dsl_train.packed import PackedModel, read_together
 from dsl_train.padded import PaddedModel
 from dsl_train.sampling import Sampling
+
+Reader = PaddedModel | PackedModel | EncodedTexts
+"""A model with the caches of a batch."""
 
 
 @dataclass(eq=False)
@@ -61,9 +67,7 @@ class Batch:
         device, self._eos_token_ids = pair.target.device, pair.eos_token_ids
         self.texts = [Text(i, request, limit) for i, (request, limit) in enumerate(zip(requests, limits, strict=True))]
         prompts = [request.prompt_token_ids for request in requests]
-        self.target, self.draft = (
-            PaddedModel(model, [prompt[:-1] for prompt in prompts]) for model in (pair.target, pair.draft)
-        )
+        self.target, self.draft = (_begin(model, requests) for model in (pair.target, pair.draft))
         self._done = 0
         self._last = torch.tensor([prompt[-1:] for prompt in prompts], device=device)  # [B, 1] not read yet
         self._luck = pad_sequence([_luck(text, tail_length) for text in self.texts], batch_first=True).to(device)
@@ -130,6 +134,13 @@ class Batch:
     def _is_finished(self, text: Text) -> bool:
         response = text.response
         return len(response) == text.limit or bool(response and response[-1] in self._eos_token_ids)
+
+
+def _begin(model: PreTrainedModel, requests: Sequence[Request]) -> Reader:
+    """All prompts read but for their last tokens."""
+    texts = [request.prompt_token_ids[:-1] for request in requests]
+    sources = [request.source for request in requests if request.source is not None]
+    return EncodedTexts.read(model, sources, texts) if sources else read_together(model, texts)
 
 
 def by_sampling(samplings: Sequence[Sampling], rows: torch.Tensor) -> list[tuple[Sampling, torch.Tensor]]:

@@ -13,9 +13,11 @@ import torch
 
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import choose
-from dsl_train.collect.reading import Chunk
+from dsl_train.collect.reading import Chunk, Reader
 from dsl_train.collect.text import tail_rows
+from dsl_train.encoded_texts import EncodedBranches
 from dsl_train.loading import Pair
+from dsl_train.packed import PackedBranches
 from dsl_train.padded import Branches, PaddedModel, shares_cache
 from dsl_train.traces import Rows
 
@@ -48,9 +50,9 @@ class TailReader:
         self.draft, self.config, self.context = pair.draft, config, context
         self._ends = np.array(sorted(pair.eos_token_ids), np.int64)
         self._block = max(1, BLOCK_BYTES // (4 * pair.target.config.get_text_config().vocab_size))
-        self._shares_cache = shares_cache(pair.draft)
+        self._shares_cache = pair.draft.config.is_encoder_decoder or shares_cache(pair.draft)
 
-    def read(self, chunk: Chunk, rows: Rows, reader: PaddedModel) -> list[Rows]:
+    def read(self, chunk: Chunk, rows: Rows, reader: Reader) -> list[Rows]:
         """Rows of depth 1 .. R after the rejected tokens among a chunk's depth-0 `rows`; `reader` is the draft that
         has read the chunk, and is left as it was."""
         leaving = self._leaving(chunk, rows)
@@ -75,7 +77,7 @@ class TailReader:
         draws = chunk.luck[texts[which], positions[which] - chunk.done, 3:]
         return _Leaving(texts[which], rows["index"][which], rows["token_id"][which], draws)
 
-    def _read_part(self, chunk: Chunk, leaving: _Leaving, reader: PaddedModel) -> Iterator[Rows]:
+    def _read_part(self, chunk: Chunk, leaving: _Leaving, reader: Reader) -> Iterator[Rows]:
         token_ids = torch.tensor(leaving.token_ids, dtype=torch.int64, device=reader.device)  # [n]
         groups = chunk.by_sampling(torch.tensor(leaving.texts))
         numbers = np.array([text.number for text in chunk.texts], np.int64)[leaving.texts]
@@ -94,8 +96,8 @@ class TailReader:
                     break
 
     def _branches(
-        self, chunk: Chunk, leaving: _Leaving, reader: PaddedModel
-    ) -> AbstractContextManager[Branches | PaddedModel]:
+        self, chunk: Chunk, leaving: _Leaving, reader: Reader
+    ) -> AbstractContextManager[Branches | PackedBranches | EncodedBranches | PaddedModel]:
         if self._shares_cache:
             texts, index = (
                 torch.tensor(x, dtype=torch.int64, device=reader.device) for x in (leaving.texts, leaving.index)

@@ -15,7 +15,8 @@ from dsl_train.collect.prompts import Prompt, content_hash, no_prompts, prompt_o
 from dsl_train.collect.sources import read_records
 from dsl_train.collect.split import Shard
 from dsl_train.collect.text import Request
-from dsl_train.loading import Pair
+from dsl_train.inputs import EncodedPrompt
+from dsl_train.loading import Kind, Pair
 from dsl_train.records import DslError
 from dsl_train.runner import context_length
 from dsl_train.sampling import Sampling
@@ -41,12 +42,15 @@ class Task:
 
     def request(self, pair: Pair, seed: int) -> Request:
         """In tokens; a response is cut where the models' context ends. Raises DslError if it cannot be tokenized."""
-        prompt_ids = self.prompt.encode(pair.tokenizer)
+        prompt = self.prompt.encode_for(pair)
+        source = prompt.source if isinstance(prompt, EncodedPrompt) else None
+        prompt_ids = prompt.token_ids if isinstance(prompt, EncodedPrompt) else tuple(prompt)
         response = None
         if self.response:
             room = min(map(context_length, (pair.target, pair.draft))) + 1 - len(prompt_ids)
-            response = tuple(self.response.encode(self.prompt, prompt_ids, pair.tokenizer, pair.eos_token_ids))[:room]
-        return Request(tuple(prompt_ids), self._seed(seed), self.sampling, response)
+            behind = self.prompt if source is None else None
+            response = tuple(self.response.encode(behind, prompt_ids, pair.tokenizer, pair.eos_token_ids))[:room]
+        return Request(prompt_ids, self._seed(seed), self.sampling, response, source)
 
     def _seed(self, seed: int) -> int:
         """63 bits of the run's seed and the text, the same in any order, part and shard."""
@@ -78,7 +82,9 @@ class Inputs:
         return hashlib.sha256(" ".join(task.text_id for task in self.tasks).encode()).hexdigest()[:16]
 
 
-def read_inputs(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, shard: Shard) -> Inputs:
+def read_inputs(
+    config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, shard: Shard, kind: Kind
+) -> Inputs:
     """The first `num_prompts` different texts, each in one shard, with all others of its prompt.
 
     A row that cannot be used is put aside. Raises DslError for a source that cannot be read or has nothing usable.
@@ -87,7 +93,7 @@ def read_inputs(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab
     rejected: list[Rejected] = []
     text_ids: set[str] = set()
     prompt_numbers: dict[str, int] = {}
-    for item in _read(config, tokenizer, vocab_size):
+    for item in _read(config, tokenizer, vocab_size, kind):
         if isinstance(item, Rejected):
             rejected.append(item)
         elif item.text_id not in text_ids:
@@ -109,8 +115,12 @@ def read_inputs(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab
     return Inputs(tuple(tasks), kept, len(text_ids))
 
 
-def _read(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Iterator[Task | Rejected]:
+def _read(
+    config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, kind: Kind
+) -> Iterator[Task | Rejected]:
     """Every row's texts, or what is wrong with it."""
+    if config.responses and kind == "speech":
+        raise DslError("responses to audio cannot be brought along; have the target transcribe it with --prompts")
     vocab_sizes = frozenset((len(tokenizer), tokenizer.vocab_size, vocab_size))
     reader = ResponseReader(tokenizer, vocab_sizes, config.sampling, config.column)
     for record in read_records(config.source, config.split):
@@ -120,6 +130,6 @@ def _read(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, vocab_size:
                     brought = reader.read(answer)
                     yield Task(answer.where, brought.prompt, brought.sampling, brought.response)
                 else:
-                    yield Task(answer.where, prompt_of(answer, config.column, tokenizer), config.sampling)
+                    yield Task(answer.where, prompt_of(answer, config.column, tokenizer, kind), config.sampling)
             except DslError as error:
                 yield Rejected(answer.where, "", str(error).removeprefix(f"{answer.where}: "))

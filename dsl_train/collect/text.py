@@ -10,13 +10,14 @@ had b corrected to B (R = 1 shown; `features.py` draws which distribution descri
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from dsl_train.features import draft_primitives, target_primitives
+from dsl_train.inputs import EncodedPrompt, PairPrompt
 from dsl_train.records import DslError
 from dsl_train.sampling import Sampling
 from dsl_train.schema import TOP
@@ -35,12 +36,19 @@ class Request:
     """A prompt to be continued, or one whose continuation is brought along."""
 
     prompt_token_ids: tuple[int, ...]
+    """Of an encoder-decoder: what its decoder begins with."""
     seed: int
     """Of this text's generator: rows do not depend on what else is collected."""
     sampling: Sampling
     """What the response is drawn with, or was."""
     response_token_ids: tuple[int, ...] | None = None
     """What the target said elsewhere, labelled as it is; None: the target is asked now."""
+    source: torch.Tensor | None = field(default=None, compare=False)
+    """What the encoders of an encoder-decoder pair read (`inputs.EncodedPrompt`)."""
+
+    @property
+    def prompt(self) -> PairPrompt:
+        return self.prompt_token_ids if self.source is None else EncodedPrompt(self.source, self.prompt_token_ids)
 
     def check(self, context: int, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
         """Raises DslError unless prompt and response are tokens that a pair with these limits can read."""

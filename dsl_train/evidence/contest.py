@@ -15,9 +15,9 @@ import numpy as np
 from dsl_train import replay, statistics
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, price_of
+from dsl_train.bench.tuned import replay_spec
 from dsl_train.cost import Price, c_of
 from dsl_train.evidence.material import Material
-from dsl_train.policies.factory import make_policy
 from dsl_train.replay import ReplayResult
 from dsl_train.statistics import Interval
 from dsl_train.tuning import AS_PUBLISHED, Tuned, tune_baselines
@@ -84,12 +84,12 @@ class _Entry:
 
 def contests(material: Material, costs: Sequence[float], seed: int = 0) -> tuple[Contest, ...]:
     """The first at the price that `material` holds, then one at each other price, which all pay alike."""
-    prices: list[Price] = [material.price, *costs]
+    prices: list[Price] = [material.price, *(c for c in costs if c != material.price)]
     counts = statistics.draws(len(set(material.held_out.prompt_ids)), seed=seed)
     with TemporaryDirectory() as folder:
         model = Path(folder) / "acceptance"
         tuned = tune_baselines(material.tuned_on, prices, model)
-        replayed = cache(partial(_replay, material))
+        replayed = cache(partial(replay_spec, material.held_out))
         entries = []
         for price, settings in zip(prices, tuned, strict=True):
             learned = _Entry(LEARNED, LEARNED, "learned", price, replay_learned(material, price))
@@ -120,13 +120,6 @@ def _rules(tuned: Mapping[str, Tuned]) -> Iterator[tuple[str, str, Setting]]:
         yield name, best.spec, "tuned"
     for name in AS_PUBLISHED:
         yield name, name, "published"
-
-
-def _replay(material: Material, spec: str) -> ReplayResult:
-    name, _, lookahead = spec.partition(":")
-    if name == STATIC:
-        return replay.replay_static(material.held_out, int(lookahead))
-    return replay.replay_policy(material.held_out, make_policy(spec))
 
 
 def _compare(entries: Sequence[_Entry], counts: np.ndarray) -> tuple[Contender, ...]:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from dsl_train import decisions
-from dsl_train.api import find_predictor, load_predictor
+from dsl_train.bench.tuned import check_apart
 from dsl_train.cost import CostProfile
 from dsl_train.decisions import Decisions
 from dsl_train.evidence.material import Material
 from dsl_train.predictor.config import TrainConfig
 from dsl_train.predictor.data import SPLITS, split_by_prompt
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import DslError
+from dsl_train.serving import find_predictor, load_predictor
 from dsl_train.traces import Traces, open_traces
 
 #: Training texts that rules are tuned on, one or two numbers each: more would only take longer.
@@ -36,7 +36,7 @@ def from_folders(
     walked = _build(traces, found)
     tuned_on = _build(open_traces([Path(folder) for folder in tuning]), found) if tuning else None
     if tuned_on:
-        _check_apart(walked, tuned_on)
+        check_apart(tuned_on, walked)
     return Material(walked, tuned_on, found, _collected_cost(traces), threshold)
 
 
@@ -45,8 +45,8 @@ def from_training(config: TrainConfig) -> Material:
     traces, predictor = open_traces(config.traces), load_predictor(config.output)
     walked = _build(traces, predictor)
     split = split_by_prompt(walked.prompt_ids, config.seed)
-    test = walked.select(split == SPLITS.index("test"))
-    train = np.flatnonzero(split == SPLITS.index("train"))
+    test = walked.select(walked.replayable(split == SPLITS.index("test")))
+    train = np.flatnonzero(walked.replayable(split == SPLITS.index("train")))
     chosen = np.random.default_rng(config.seed).permutation(train)[:MAX_TUNING_TEXTS]
     tuning = walked.select(np.isin(np.arange(walked.num_sequences), chosen))
     return Material(test, tuning, predictor, _collected_cost(traces))
@@ -55,15 +55,6 @@ def from_training(config: TrainConfig) -> Material:
 def _build(traces: Traces, predictor: Predictor) -> Decisions:
     predictor.check_pair(**traces.pair)
     return decisions.build(traces, predictor.max_lookahead)
-
-
-def _check_apart(held_out: Decisions, tuning: Decisions) -> None:
-    shared = sorted(set(held_out.prompt_ids) & set(tuning.prompt_ids))
-    if shared:
-        raise DslError(
-            f"{len(shared)} prompts are in --traces and in --tune_on ({shared[0]} first); rules tuned on the prompts "
-            "they are judged by look better than they are: give other folders, or leave --tune_on out"
-        )
 
 
 def _collected_cost(traces: Traces) -> CostProfile | None:

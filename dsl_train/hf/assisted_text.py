@@ -17,6 +17,10 @@ from dsl_train.verify import token_probs
 class AssistedText:
     """Drafts a block a round; learns at the next one what became of it."""
 
+    _tokens: list[int]
+    _drafted: tuple[int, ...]
+    _drafter: Drafter
+
     def __init__(
         self,
         draft: ProcessedModel,
@@ -28,11 +32,10 @@ class AssistedText:
     ) -> None:
         self.draft_model, self.policy, self.sampling, self.num_padding = draft, policy, sampling, num_padding
         self.observer = TargetObserver()
-        self._tokens = token_ids[num_padding:]
-        self._drafted: tuple[int, ...] = ()
+        self._eos_token_ids = eos_token_ids
         self._draft_probs = torch.empty(0, draft.width)  # [K, V] unless greedy
         self._generator = torch.Generator(draft.device).manual_seed(int(torch.randint(1 << 62, ())))
-        self._drafter = Drafter(draft, _AtLeastOne(policy), sampling, eos_token_ids, self._tokens)
+        self._begin(token_ids[num_padding:])
 
     def draft(self, token_ids: list[int], limit: int) -> tuple[list[int], tuple[torch.Tensor, ...]]:
         """Tokens after the text so far, at least one, and the scores [1, V] whose softmax each was drawn from."""
@@ -50,6 +53,11 @@ class AssistedText:
             return list(block.token_ids), (torch.zeros(1, self.draft_model.width),) * len(block.token_ids)
         self._draft_probs = block.probs
         return list(block.token_ids), tuple(block.probs.log()[:, None])
+
+    def _begin(self, tokens: list[int]) -> None:
+        self._tokens, self._drafted = tokens, ()
+        policy = _AtLeastOne(self.policy)
+        self._drafter = Drafter(self.draft_model, policy, self.sampling, self._eos_token_ids, tokens)
 
     def _guess(self) -> tuple[list[int], tuple[torch.Tensor, ...]]:
         """Behind the draft's context: one token by chance, since transformers insists on one."""

@@ -7,25 +7,27 @@ where it passes: the loop's list of logits processors. Lookahead 0 does not exis
 """
 
 import copy
-import inspect
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.candidate_generator import AssistedCandidateGeneratorDifferentTokenizers
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dsl_train.api import find_predictor
 from dsl_train.encoder_decoder import EncoderDecoderModel
 from dsl_train.hf.assisted_text import AssistedText
-from dsl_train.hf.policy import policy_of
+from dsl_train.hf.frames import running
+from dsl_train.hf.policy import policy_across_tokenizers, policy_of
 from dsl_train.hf.processors import ProcessedModel, split_processors
 from dsl_train.hf.request import left_padding
+from dsl_train.hf.translated_text import TranslatedText
 from dsl_train.policies.base import Policy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.records import DslError
 from dsl_train.runner import CachedModel
+from dsl_train.sampling import Sampling
+from dsl_train.serving import find_predictor
 
 _NO_LIMIT = 1 << 20  # draft tokens a round as far as transformers is concerned: the policy stops
 
@@ -68,7 +70,6 @@ class AttachedDraft:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.draft, name)
 
-    @torch.inference_mode()
     def generate(
         self,
         input_ids: torch.Tensor | None = None,  # [1, T]
@@ -82,19 +83,22 @@ class AttachedDraft:
         assert token_ids is not None, "transformers names the text input_ids, or decoder_input_ids"
         if past_key_values is None or self._text is None:
             self._text = self._begin(token_ids, options)
-        drafted, scores = self._text.draft(token_ids[0].tolist(), max_new_tokens)
-        sequences = torch.cat([token_ids, torch.tensor([drafted], device=token_ids.device)], dim=1)
+        with torch.inference_mode():
+            drafted, scores = self._text.draft(token_ids[0].tolist(), max_new_tokens)
+        sequences = torch.cat([token_ids, token_ids.new_tensor([drafted])], dim=1).long()
         fields: dict[str, Any] = {"sequences": sequences, "scores": scores, "past_key_values": _Continuing()}
         return GenerateDecoderOnlyOutput(**fields)
 
     def _begin(self, token_ids: torch.Tensor, options: dict[str, Any]) -> AssistedText:
-        loop = _running_loop().f_locals
+        loop = running(GenerationMixin._assisted_decoding)  # nobody hands us the target or its processors
+        if not loop:
+            raise DslError("an attached draft generates only as assistant_model= of a target's generate")
         target: PreTrainedModel = loop["self"]
         settings, processors = loop["generation_config"], loop["logits_processor"]
         if settings.assistant_ensemble_weight is not None:
             raise DslError("assistant_ensemble_weight mixes the draft into the output; leave it out")
-        if loop["assistant_tokenizer"] is not None:
-            raise DslError("an attached draft reads the target's tokens; pass no assistant_tokenizer")
+        if isinstance(loop["candidate_generator"], AssistedCandidateGeneratorDifferentTokenizers):
+            return self._begin_translated(target, token_ids, bool(settings.do_sample))
         if self._policy is None or self._policy[0] is not target:
             self._policy = (target, policy_of(target, self.draft, *self._wanted))
         own, sampling = split_processors(processors, bool(settings.do_sample))
@@ -105,11 +109,29 @@ class AttachedDraft:
             token_ids[0, :num_padding].tolist(),
             target.config.get_text_config().vocab_size,
         )
-        eos = settings.eos_token_id
-        ends = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
-        text = AssistedText(runner, self._policy[1], sampling, ends, token_ids[0].tolist(), num_padding)
+        text = AssistedText(runner, self._policy[1], sampling, _ends(settings), token_ids[0].tolist(), num_padding)
         processors.insert(len(own), text.observer)
         return text
+
+    def _begin_translated(self, target: PreTrainedModel, token_ids: torch.Tensor, do_sample: bool) -> AssistedText:
+        if do_sample:
+            raise self._cannot_sample()
+        if self._policy is None or self._policy[0] is not target:
+            self._policy = (target, policy_across_tokenizers(target, self.draft, *self._wanted))
+        # The target's processors know other tokens
+        runner = ProcessedModel(CachedModel(self.draft), (), width=self.draft.config.get_text_config().vocab_size)
+        ends = _ends(self.draft.generation_config)
+        return TranslatedText(runner, self._policy[1], Sampling(), ends, token_ids[0].tolist(), num_padding=0)
+
+    def set_output_embeddings(self, head: torch.nn.Module) -> None:
+        """transformers would cut the draft's head down to the tokens that both tokenizers know, for good."""
+        raise self._cannot_sample()
+
+    def _cannot_sample(self) -> DslError:
+        return DslError(
+            f"draft {self.draft.name_or_path} has a tokenizer of its own, and transformers samples with such a draft "
+            "only by rebuilding it; pass do_sample=False, or choose a draft of the target's tokenizer"
+        )
 
     def _runner(self, options: dict[str, Any]) -> CachedModel:
         if not self.draft.config.is_encoder_decoder:
@@ -119,6 +141,11 @@ class AttachedDraft:
         )
 
 
+def _ends(settings: GenerationConfig) -> frozenset[int]:
+    eos = settings.eos_token_id
+    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
 class _Continuing:
     """Stands where transformers expects the draft's cache, which is ours: by it a text is known to go on."""
 
@@ -126,18 +153,3 @@ class _Continuing:
         return 0
 
     def crop(self, tokens_to_remove: int) -> None: ...
-
-
-def _running_loop() -> FrameType:
-    """The call of transformers' assisted generation that is running. Nobody hands the draft a reference to the target
-    or to its processors; the frame has both.
-
-    Raises DslError outside of it.
-    """
-    code = inspect.unwrap(GenerationMixin._assisted_decoding).__code__
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back
-    if frame is None:
-        raise DslError("an attached draft generates only as assistant_model= of a target's generate")
-    return frame

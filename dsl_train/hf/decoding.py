@@ -2,22 +2,22 @@
 
     target.generate(**inputs, custom_generate=dsl_train.hf.decode, draft_model=draft)
 
-`generate` prepares inputs, processors and stopping criteria; this runs the engine under them. transformers keeps
-`streamer`, `tokenizer` and `assistant_model` to itself when `custom_generate` is a function: name a streamer
-`text_streamer`, and pass stop strings as `stopping_criteria=[StopStringCriteria(tokenizer, ...)]`.
+`generate` prepares inputs, processors and stopping criteria; this runs the engine under them. When `custom_generate` is
+a function, transformers hands on neither `streamer`, which is read from its call, nor `tokenizer`: pass stop strings as
+`stopping_criteria=[StopStringCriteria(tokenizer, ...)]`.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
 from dsl_train.encoder_decoder import EncoderDecoderModel
 from dsl_train.engine import SpeculativeEngine
+from dsl_train.hf.frames import running
 from dsl_train.hf.policy import policy_of
 from dsl_train.hf.processors import ProcessedModel, split_processors
 from dsl_train.hf.request import read_request
@@ -38,14 +38,13 @@ def decode(
     predictor: Predictor | str | Path | None = None,
     policy: str | Policy = "learned",
     threshold: float | None = None,
-    text_streamer: BaseStreamer | None = None,
     inputs_tensor: torch.Tensor | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | ModelOutput:
     """The target's own tokens (greedy) or distribution (sampling), [1, T + new], or transformers' output object.
 
-    `draft_model`, `predictor`, `policy`, `threshold` and `text_streamer` are arguments of `generate` here; the
-    predictor is by default the one in the draft's `dsl` folder. Raises DslError for every option it cannot honour.
+    `draft_model`, `predictor`, `policy` and `threshold` are arguments of `generate` here; the predictor is by default
+    the one in the draft's `dsl` folder. Raises DslError for every option it cannot honour.
     """
     if draft_model is None:
         raise DslError("custom_generate=dsl_train.hf.decode needs a draft; pass draft_model= (not assistant_model=)")
@@ -59,7 +58,8 @@ def decode(
     )
     request.check_room(target.context)
     engine = SpeculativeEngine(target, draft, chosen, sampling, request.eos_token_ids)
-    watch = TextWatch(input_ids, request.criteria, text_streamer, target.scores if request.output_scores else None)
+    streamer = running(GenerationMixin.generate).get("streamer")
+    watch = TextWatch(input_ids, request.criteria, streamer, target.scores if request.output_scores else None)
     try:
         seed = int(torch.randint(1 << 62, ()))  # of torch's global generator, as transformers draws from it
         engine.generate(request.token_ids, request.max_new_tokens, seed, on_round=watch.on_round)

@@ -19,15 +19,26 @@ _TWO_WAY = {"is_decoder", "add_cross_attention"}
 def check_pair_supported(target: PreTrainedModel, draft: PreTrainedModel) -> None:
     """Raises DslError unless both models can generate together: of one kind, and over one vocabulary as far as its
     size tells."""
-    check = check_encoder_decoder if target.config.is_encoder_decoder else check_supported
-    check(target, "target")
-    check(draft, "draft")
+    check_kinds(target, draft)
+    bins = [getattr(model.config, "num_mel_bins", None) for model in (target, draft)]
+    if bins[0] != bins[1]:
+        raise DslError(
+            f"target {target.name_or_path} and draft {draft.name_or_path} read different audio features: {bins[0]} and "
+            f"{bins[1]} mel bins; choose a draft of the same release"
+        )
     sizes = [model.config.get_text_config().vocab_size for model in (target, draft)]
     if abs(sizes[0] - sizes[1]) > _PADDING:
         raise DslError(
             f"target {target.name_or_path} and draft {draft.name_or_path} have different vocabularies: {sizes[0]} and "
             f"{sizes[1]} tokens; choose a draft of the same family"
         )
+
+
+def check_kinds(target: PreTrainedModel, draft: PreTrainedModel) -> None:
+    """The same for a pair whose tokenizers differ."""
+    check = check_encoder_decoder if target.config.is_encoder_decoder else check_supported
+    check(target, "target")
+    check(draft, "draft")
 
 
 def check_supported(model: PreTrainedModel, role: str) -> None:

@@ -23,12 +23,11 @@ class TextWatch:
         streamer: BaseStreamer | None,
         scores: Callable[[int, int], tuple[torch.Tensor, ...]] | None = None,
     ) -> None:
-        """`scores`: processed logits of the tokens between two indices, for criteria that read them."""
+        """`scores`: processed logits of the tokens between two indices, for criteria that read them. The streamer has
+        been given the prompt."""
         self._token_ids, self._device, self._scores = input_ids[0].tolist(), input_ids.device, scores
         self._start = len(self._token_ids)
         self._criteria, self._streamer = StoppingCriteriaList(criteria), streamer
-        if streamer:
-            streamer.put(input_ids.cpu())
 
     @property
     def token_ids(self) -> torch.Tensor:  # [T + new]

@@ -33,7 +33,7 @@ _RULES: dict[str, Callable[..., Policy]] = {
 
 #: Name -> help of one line, the arguments first.
 POLICIES: dict[str, str] = {
-    "learned": "the trained predictor, with the threshold that pays on this machine",
+    "learned": "the trained predictor, with the threshold that pays on this machine; learned:adapt corrects it online",
     "static": "LOOKAHEAD: always so many tokens; 0 is plain decoding",
     "heuristic": "two more after a fully accepted round, else one less (transformers)",
     "confidence": "THRESHOLD,CAP: stop behind a token of smaller draft probability (transformers)",
@@ -80,14 +80,14 @@ def _learned(
 ) -> Policy:
     from dsl_train.policies.learned import LearnedPolicy
 
-    if arguments:
-        raise DslError(f"policy {spec!r}: the learned policy has no arguments; use --threshold or --max_lookahead")
+    if arguments not in ([], ["adapt"]):
+        raise DslError(f"policy {spec!r}: the learned policy has no arguments but `adapt`, as in learned:adapt")
     if predictor is None or threshold is None:
         missing = "predictor" if predictor is None else "threshold"
         raise DslError(
             f"policy 'learned' has no {missing}; train a predictor with dsl-train and name it by --predictor"
         )
-    return LearnedPolicy(predictor, threshold)
+    return LearnedPolicy(predictor, threshold, adapt=bool(arguments))
 
 
 def _parse(spec: str, name: str, arguments: list[str]) -> list[int | float | str]:

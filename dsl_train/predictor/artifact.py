@@ -1,4 +1,5 @@
-"""The artifact folder: predictor.onnx, README.md and, last, config.json. Written, guarded, shipped; never read here.
+"""The artifact folder: predictor.onnx, README.md, custom_generate and, last, config.json. Written, guarded, shipped;
+never read here.
 
 Knows files; knows no training. `runtime.py` reads what this module writes.
 """
@@ -14,6 +15,7 @@ import torch
 
 from dsl_train import provenance, schema
 from dsl_train.decisions import Decisions
+from dsl_train.hf.bundle import write_bundle
 from dsl_train.predictor.card import card
 from dsl_train.predictor.config import TrainConfig
 from dsl_train.predictor.export import export_onnx
@@ -43,7 +45,7 @@ def write_artifact(
     metrics: Mapping[str, Any],
     decisions: Decisions,
 ) -> dict[str, Any]:
-    """Write all three files, each atomically, and open the result once. `rows` [n, F] are real raw features for the
+    """Write all files, each atomically, and open the result once. `rows` [n, F] are real raw features for the
     parity check. Returns config.json's content. A reader in between sees a fingerprint mismatch, never half a file."""
     difference = export_onnx(network, names, rows, output / ONNX)
     config = {
@@ -59,6 +61,7 @@ def write_artifact(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     provenance.write_text(output / CARD, card(config))
+    write_bundle(output)
     provenance.write_json(output / CONFIG, config)
     Predictor.load(output)
     return config
@@ -109,8 +112,9 @@ def check_ship_to(draft: Path, pair: Mapping[str, Any] | None = None) -> None:
 
 
 def ship(output: Path, draft: Path) -> Path:
-    """Copy the three files to the draft's `dsl` folder, config.json last."""
+    """Copy predictor and card to the draft's `dsl` folder, config.json last, with the code that runs them."""
     folder = draft / SHIPPED
+    write_bundle(folder)
     for name in (ONNX, CARD, CONFIG):
         provenance.write_bytes(folder / name, (output / name).read_bytes())
     return folder

@@ -50,6 +50,12 @@ from dsl_train import generate
 print(generate({target["id"]!r}, {draft["id"]!r}, "def main(", predictor="THIS_FOLDER").text)
 ```
 
+Or with transformers, torch, numpy and onnxruntime alone, `target` and `draft` being loaded models:
+
+```python
+target.generate(**inputs, custom_generate="THIS_FOLDER", draft_model=draft, trust_remote_code=True)
+```
+
 Input: {len(config["schema"]["names"])} features, schema v{config["schema"]["version"]}
 (`{config["schema"]["fingerprint"]}`): {", ".join(f"`{name}`" for name in config["schema"]["names"])}.
 """

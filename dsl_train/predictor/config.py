@@ -28,10 +28,8 @@ class TrainConfig:
     """Most tokens a round may draft."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
-    epochs: int = 15
-    """Most passes over the training rows."""
-    patience: int = 4
-    """Stop after this many epochs without a better validation loss."""
+    epochs: int = 8
+    """Passes over the training rows; the best by validation loss is kept, mostly one of the last."""
     batch_size: int = 2048
     """Rows per optimiser step; shrunk for small traces to make at least 20 steps an epoch."""
     learning_rate: float = 5e-3
@@ -48,7 +46,7 @@ class TrainConfig:
             raise ValueError("traces is empty; name at least one folder that dsl-collect wrote")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden is {self.hidden}; give one positive width per hidden layer, such as 64 64")
-        for name in ("max_lookahead", "epochs", "patience", "batch_size", "learning_rate"):
+        for name in ("max_lookahead", "epochs", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be positive")
         schema.select(self.features)

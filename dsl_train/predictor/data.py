@@ -19,23 +19,26 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _VALIDATION_BATCH = 65_536
 
 
-class Batches:
-    """(features [n, F], survival [n]) in slices of whole tensors: no per-row work. Shuffled anew in every pass."""
+Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Features [n, F], soft survival [n] in [0, 1], weight [n] as `Decisions.weight`."""
 
-    def __init__(
-        self, features: torch.Tensor, survival: torch.Tensor, batch_size: int, generator: torch.Generator | None = None
-    ) -> None:
-        self.features, self.survival, self.batch_size, self.generator = features, survival, batch_size, generator
+
+class Batches:
+    """A part in slices of whole tensors: no per-row work. Shuffled anew in every pass."""
+
+    def __init__(self, part: Part, batch_size: int, generator: torch.Generator | None = None) -> None:
+        self.part, self.batch_size, self.generator = part, batch_size, generator
+        self.num_rows = len(part[0])
 
     def __len__(self) -> int:
-        return -(-len(self.survival) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        num_rows = len(self.survival)
+    def __iter__(self) -> Iterator[Part]:
+        features, survival, weight = self.part
         shuffle = self.generator is not None
-        order = torch.randperm(num_rows, generator=self.generator) if shuffle else torch.arange(num_rows)
+        order = torch.randperm(self.num_rows, generator=self.generator) if shuffle else torch.arange(self.num_rows)
         for rows in order.split(self.batch_size):
-            yield self.features[rows], self.survival[rows]
+            yield features[rows], survival[rows], weight[rows]
 
 
 class TraceDataModule(lightning.LightningDataModule):
@@ -57,20 +60,21 @@ class TraceDataModule(lightning.LightningDataModule):
         self.rows = {split: np.flatnonzero(split_of_row == code) for code, split in enumerate(SPLITS)}
         self.features = torch.from_numpy(np.ascontiguousarray(decisions.features[:, columns], dtype=np.float32))
         self.survival = torch.from_numpy(decisions.soft_survival)
+        self.weight = torch.from_numpy(decisions.weight)
 
-    def part(self, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [n, F] and soft labels [n] of one split."""
+    def part(self, split: Split) -> Part:
+        """The rows of one split."""
         rows = torch.from_numpy(self.rows[split])
-        return self.features[rows], self.survival[rows]
+        return self.features[rows], self.survival[rows], self.weight[rows]
 
     def train_dataloader(self) -> Batches:
-        return Batches(*self.part("train"), self.batch_size, torch.Generator().manual_seed(self.seed))
+        return Batches(self.part("train"), self.batch_size, torch.Generator().manual_seed(self.seed))
 
     def val_dataloader(self) -> Batches:
-        return Batches(*self.part("val"), _VALIDATION_BATCH)
+        return Batches(self.part("val"), _VALIDATION_BATCH)
 
     def test_dataloader(self) -> Batches:
-        return Batches(*self.part("test"), _VALIDATION_BATCH)
+        return Batches(self.part("test"), _VALIDATION_BATCH)
 
 
 def split_by_prompt(prompt_ids: Sequence[str], seed: int) -> np.ndarray:

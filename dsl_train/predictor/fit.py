@@ -94,12 +94,14 @@ def _best_network(config: TrainConfig, data: TraceDataModule) -> tuple[SurvivalN
 
 @torch.no_grad()
 def _calibrate(network: SurvivalNetwork, data: TraceDataModule, all_decisions: Decisions) -> None:
-    """One slope, and a shift for each position, on the validation prompts."""
+    """One slope, and a shift for each position that the network can tell apart, on the validation prompts."""
     rows = data.rows["val"]
     logits, labels = network(data.part("val")[0]).numpy(), all_decisions.survival[rows]
-    slope, shift = metrics.platt(logits, labels)
-    position = np.minimum(all_decisions.position[rows], POSITIONS - 1)
-    by_position = metrics.position_shifts(slope * logits + shift, labels, position, POSITIONS)
+    weight = all_decisions.weight[rows]
+    slope, shift = metrics.platt(logits, labels, weight)
+    last = POSITIONS - 1 if network.sees_position else 0
+    position = np.minimum(all_decisions.position[rows], last)
+    by_position = metrics.position_shifts(slope * logits + shift, labels, position, POSITIONS, weight)
     network.calibrate(slope, shift + by_position)
 
 
@@ -111,6 +113,6 @@ def _survival(network: SurvivalNetwork, features: torch.Tensor) -> np.ndarray:
 def _solve(all_decisions: Decisions, data: TraceDataModule, survival: np.ndarray) -> ThresholdTable:
     """One table for all temperatures: survival is a probability at each of them, and the rate falls off slowly beside
     the best threshold (docs/study.md)."""
-    keep = data.split_of_sequence == SPLITS.index("train")
-    estimates = survival[data.rows["train"]]
+    keep = all_decisions.replayable(data.split_of_sequence == SPLITS.index("train"))
+    estimates = survival[keep[all_decisions.sequence]]
     return ThresholdTable(C_GRID, tuple(solve_thresholds(all_decisions.select(keep), estimates, C_GRID)))

@@ -23,13 +23,20 @@ BRUTE_FORCE = tuple(i / 50 for i in range(1, 50))
 
 def measure(decisions: Decisions, data: TraceDataModule, survival: np.ndarray, table: ThresholdTable) -> dict[str, Any]:
     """Test metrics of the predictor and of its floor, and replay on the held-out prompts; `survival` is [N]. Where the
-    traces have several temperatures, each also by itself, against the static lookahead that was best at it."""
-    rows, train_rows = data.rows["test"], data.rows["train"]
+    traces have several temperatures, each also by itself, against the static lookahead that was best at it. Where only
+    some texts have all their tails, those alone are measured."""
+    sides = [data.split_of_sequence == SPLITS.index(split) for split in ("train", "test")]
+    keep = np.logical_or(*(decisions.replayable(side) for side in sides))
+    survival, splits = survival[keep[decisions.sequence]], data.split_of_sequence[keep]
+    decisions = decisions.select(keep)
+    rows, train_rows = (
+        np.flatnonzero(splits[decisions.sequence] == SPLITS.index(split)) for split in ("test", "train")
+    )
     labels, position = decisions.survival, decisions.position
     core = [schema.FEATURE_NAMES.index(name) for name in schema.CORE]
     train_core, test_core = (decisions.features[part][:, core] for part in (train_rows, rows))
     floor = metrics.logistic_floor(train_core, labels[train_rows], test_core)
-    prompts, splits = np.asarray(decisions.prompt_ids), data.split_of_sequence
+    prompts = np.asarray(decisions.prompt_ids)
     temperatures = np.array([round(float(sequence.temperature), 6) for sequence in decisions.sequences])  # [Q]
     several = sorted(set(temperatures.tolist()))
     return {

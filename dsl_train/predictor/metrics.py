@@ -55,23 +55,29 @@ def calibration_error(survival: np.ndarray, labels: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def platt(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
     """Slope and shift that make sigmoid(slope * logit + shift) fit the labels; (1, 0) if that would not be rising."""
     if labels.min() == labels.max():
         return 1.0, 0.0
-    model = LogisticRegression(C=1e4).fit(logits[:, None].astype(np.float64), labels)
+    model = LogisticRegression(C=1e4).fit(logits[:, None].astype(np.float64), labels, weights)
     slope, shift = float(model.coef_[0, 0]), float(model.intercept_[0])
     return (slope, shift) if slope > 0 else (1.0, 0.0)
 
 
-def position_shifts(logits: np.ndarray, labels: np.ndarray, position: np.ndarray, num_positions: int) -> np.ndarray:
+def position_shifts(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    position: np.ndarray,
+    num_positions: int,
+    weights: np.ndarray | float = 1.0,
+) -> np.ndarray:
     """[num_positions] what to add to the logits [N] so that every position is right on average; nearly nothing where
     few rows tell. `position` [N] is below `num_positions`."""
     shifts = np.zeros(num_positions)
     for _ in range(_NEWTON_STEPS):
         prob = 1.0 / (1.0 + np.exp(-np.clip(logits + shifts[position], -30.0, 30.0)))
         surplus, weight = (
-            np.bincount(position, values, num_positions) for values in (labels - prob, prob * (1.0 - prob))
+            np.bincount(position, weights * values, num_positions) for values in (labels - prob, prob * (1.0 - prob))
         )
         shifts += (surplus - _DOUBT * shifts) / (weight + _DOUBT)
     return shifts

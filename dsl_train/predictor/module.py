@@ -6,10 +6,8 @@ import lightning
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dsl_train.predictor.data import Part
 from dsl_train.predictor.network import SurvivalNetwork
-
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Features [n, F], survival [n] in [0, 1]."""
 
 
 class StopClassifier(lightning.LightningModule):
@@ -24,12 +22,12 @@ class StopClassifier(lightning.LightningModule):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.network(features)
 
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+    def training_step(self, batch: Part, index: int) -> torch.Tensor:
         loss = self._loss(batch)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]))
         return loss
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Part, index: int) -> None:
         self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=len(batch[1]))
 
     def configure_optimizers(self) -> Any:
@@ -38,6 +36,6 @@ class StopClassifier(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.15)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        features, survival = batch
-        return binary_cross_entropy_with_logits(self(features), survival)
+    def _loss(self, batch: Part) -> torch.Tensor:
+        features, survival, weight = batch
+        return binary_cross_entropy_with_logits(self(features), survival, weight)

@@ -39,8 +39,15 @@ class SurvivalNetwork(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Calibrated logit of the survival [N] of raw features [N, F]."""
-        inputs = ((self._linearise(features) - self.mean) / self.scale).clamp(-INPUT_CLIP, INPUT_CLIP)
-        return self.slope * self.mlp(inputs).squeeze(-1) + self._shifts(features)
+        return self.slope * self.mlp(self.inputs(features)).squeeze(-1) + self._shifts(features)
+
+    def inputs(self, features: torch.Tensor) -> torch.Tensor:
+        """What the MLP sees of raw features [N, F]."""
+        return ((self._linearise(features) - self.mean) / self.scale).clamp(-INPUT_CLIP, INPUT_CLIP)
+
+    @property
+    def sees_position(self) -> bool:
+        return self._position is not None
 
     def survival(self, features: torch.Tensor) -> torch.Tensor:
         """P(all drafted tokens and the next one are accepted) [N], range (0, 1)."""

@@ -50,8 +50,7 @@ class Predictor:
         table = config["threshold_table"]
         self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
         self._columns = np.array([schema.FEATURE_NAMES.index(name) for name in self.names])
-        self._row = np.zeros(len(self.names), dtype=np.float32)
-        self._light = _light_network(folder / ONNX, self._survivals, self.names)
+        self._light = _light_network(folder / ONNX, self._survivals, self._columns, self.names)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
@@ -89,8 +88,7 @@ class Predictor:
         """P(everything drafted and the next token are accepted); `vector` [F] float32 in schema order."""
         if self._light is None:
             return float(self._survivals(vector[None, self._columns])[0])
-        vector.take(self._columns, out=self._row, mode="clip")
-        return self._light.survival(self._row)
+        return self._light.survival(vector)
 
     def survival_batch(self, vectors: np.ndarray) -> np.ndarray:
         """[N, F] -> [N] float32."""
@@ -128,17 +126,17 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def _light_network(
-    path: Path, survivals: Callable[[np.ndarray], np.ndarray], names: tuple[str, ...]
+    path: Path, survivals: Callable[[np.ndarray], np.ndarray], columns: np.ndarray, names: tuple[str, ...]
 ) -> LightNetwork | None:
     """The quick way to the same answers; None where the file holds a network of another form."""
     try:
         position = names.index("position") if "position" in names else None
-        network = LightNetwork(initializers(path.read_bytes()), position)
+        network = LightNetwork(initializers(path.read_bytes()), columns.tolist(), position)
     except (KeyError, IndexError, ValueError):
         return None
-    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, len(names))).astype(np.float32)
-    expected = survivals(rows)
-    agrees = np.allclose([network.survival(row.copy()) for row in rows], expected, rtol=0, atol=1e-5)
+    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, len(schema.FEATURE_NAMES))).astype(np.float32)
+    expected = survivals(np.ascontiguousarray(rows[:, columns]))
+    agrees = np.allclose([network.survival(row) for row in rows], expected, rtol=0, atol=1e-5)
     return network if agrees else None
 
 

@@ -1,4 +1,4 @@
-"""Runs Lightning: early stopping, best checkpoint, loggers, progress on stderr. Knows no traces and no artifact."""
+"""Runs Lightning: best checkpoint, loggers, progress on stderr. Knows no traces and no artifact."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from dsl_train.predictor.config import TrainConfig
@@ -56,7 +56,7 @@ def train(config: TrainConfig, data: TraceDataModule, folder: Path) -> tuple[Sto
         accelerator="cpu",  # a network this small is no faster elsewhere
         devices=1,
         max_epochs=config.epochs,
-        callbacks=[EarlyStopping("val_loss", patience=config.patience), checkpoint, *progress],
+        callbacks=[checkpoint, *progress],  # and no early stopping: the cycle's last epochs gain the most
         logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")],
         enable_progress_bar=terminal,
         enable_model_summary=False,

@@ -8,14 +8,15 @@ CONTEXT = 2048
 
 
 def target_model(device: str) -> LlamaForCausalLM:
-    return _llama(device, num_layers=12, hidden_size=256, mlp_size=704, num_heads=4)
+    return llama(device, num_layers=12, hidden_size=256, mlp_size=704, num_heads=4)
 
 
 def draft_model(device: str) -> LlamaForCausalLM:
-    return _llama(device, num_layers=2, hidden_size=256, mlp_size=704, num_heads=4)
+    return llama(device, num_layers=2, hidden_size=256, mlp_size=704, num_heads=4)
 
 
-def _llama(device: str, num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) -> LlamaForCausalLM:
+def llama(device: str, num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) -> LlamaForCausalLM:
+    """Any other member of the family, for benchmarks."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden_size,

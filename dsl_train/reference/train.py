@@ -24,6 +24,7 @@ from dsl_train.reference.text import TokenStreams
 from dsl_train.reference.tokenizer import train_tokenizer
 
 LossFunction = Callable[[torch.Tensor], torch.Tensor]  # [B, T] token ids -> scalar
+MakeModel = Callable[[str], LlamaForCausalLM]  # device -> random weights
 log = logging.getLogger(__name__)
 
 
@@ -59,17 +60,19 @@ class ReferenceRun:
     """Device to train on."""
 
 
-def train_pair(run: ReferenceRun) -> None:
+def train_pair(
+    run: ReferenceRun, make_target: MakeModel = pair.target_model, make_draft: MakeModel = pair.draft_model
+) -> None:
     run.work.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(run)
     streams = TokenStreams.build(tokenizer, run.work)
 
     torch.manual_seed(run.seed)
-    target = pair.target_model(run.device)
+    target = make_target(run.device)
     _fit("target", target, run.target_steps, run, streams, lambda ids: _cross_entropy(target, ids))
 
     target.requires_grad_(False)
-    draft = pair.draft_model(run.device)
+    draft = make_draft(run.device)
     _fit("draft", draft, run.draft_steps, run, streams, lambda ids: _distillation(draft, target, ids))
     _publish(run, tokenizer, streams, target, draft)
 

@@ -77,7 +77,8 @@ def threshold_figure(evidence: Evidence) -> Figure:
 @matplotlib.rc_context(RC)
 def prices_figure(evidence: Evidence) -> Figure:
     """Gain over the best constant lookahead against the price of a draft."""
-    held = sorted(evidence.contests[1:], key=lambda contest: contest.c)
+    alike = evidence.contests[1:] if evidence.cost else evidence.contests  # at a measured price some pay more
+    held = sorted(alike, key=lambda contest: contest.c)
     figure = new_figure(2.8)
     axes: Axes = figure.subplots()
     lines = (
@@ -127,7 +128,7 @@ def _draw_steps(axes: Axes, cost: CostProfile) -> None:
         "predictor_round": ("predictor, round", style.LEARNED),
         "round_overhead": ("round, rest", style.RULE),
     }
-    times = [_with_quartiles(cost, name, getattr(cost, name)) for name in parts]
+    times = [_with_quartiles(cost, name.removesuffix("_step"), getattr(cost, name)) for name in parts]
     for row, (time, (_, colour)) in enumerate(zip(times, parts.values(), strict=True)):
         axes.barh(row, time.estimate, xerr=errors([time]), color=colour, height=0.7, error_kw=_WHISKER)
         write_beside(axes, max(time.estimate, time.upper), row, f"{time.estimate:.2f}")
@@ -141,13 +142,11 @@ def _draw_steps(axes: Axes, cost: CostProfile) -> None:
 
 def _draw_widths(axes: Axes, cost: CostProfile) -> None:
     widths = range(1, max(2, len(cost.target_steps)) + 1)
-    times = [_with_quartiles(cost, f"target_steps[{width}]", cost.verification(width)) for width in widths]
-    lower, upper = [time.lower for time in times], [time.upper for time in times]
-    axes.fill_between(widths, lower, upper, color=style.BOUND, alpha=0.3, linewidth=0)
-    axes.plot(widths, [time.estimate for time in times], ".-", color=style.BOUND)
+    milliseconds = [1e3 * cost.verification(width) for width in widths]
+    axes.plot(widths, milliseconds, ".-", color=style.BOUND)
     axes.set_title("target step [ms]")
     axes.set_xlabel("tokens verified")
-    axes.set_ylim(0, 1.15 * max(upper))
+    axes.set_ylim(0, 1.15 * max(milliseconds))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
 
 

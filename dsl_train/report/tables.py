@@ -87,10 +87,18 @@ def replay_table(result: ReplayTable) -> Table:
         table.add_column(f"c = {c:.3g}{best}", justify="right")
     for row in result.rows:
         cells = [f"{interval.estimate:.3f}" for interval in row.rates]
+        if row.chosen:
+            cells = [f"{cell} ({_setting(spec)})" for cell, spec in zip(cells, row.chosen, strict=True)]
         if not row.policy.startswith("static:"):
             cells = [f"{cell}\n{as_gain(gain)}" for cell, gain in zip(cells, row.vs_best_static, strict=False)] or cells
         table.add_row(row.policy, *cells, style="bold" if is_learned(row.policy) else "")
     return table
+
+
+def _setting(spec: str) -> str:
+    """`0.4,20` of `confidence:0.4,20`; of a fitted rule the threshold only."""
+    arguments = spec.partition(":")[2].split(",")
+    return ",".join(arguments if len(arguments) <= 2 else arguments[:1])
 
 
 def replay_remarks(result: ReplayTable) -> list[str]:

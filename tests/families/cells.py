@@ -20,7 +20,7 @@ from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
 from dsl_train.engine import SpeculativeEngine
 from dsl_train.hf import decode
-from dsl_train.hf.families import check_pair_supported, check_supported
+from dsl_train.hf.families import check_pair_supported
 from dsl_train.loading import Pair, describe_model
 from dsl_train.policies.batch import EachItsOwn
 from dsl_train.sampling import Sampling
@@ -78,11 +78,13 @@ def sampled(family: Family) -> None:
 def collect(family: Family) -> None:
     """Hindsight rows against the sequential reference, tails included."""
     target, draft = make_pair(family)
-    for model, role in ((target, "target"), (draft, "draft")):
-        check_supported(model, role)
+    check_pair_supported(target, draft)
     pair = Pair(target, draft, None, describe_model(target, "target"), describe_model(draft, "draft"))
     config = CollectConfig("target", "draft", "out", "prompts", max_new_tokens=NEW_TOKENS, tail_length=4, batch_size=2)
-    requests = [Request(tuple(case.prompt), i, Sampling()) for i, case in enumerate(cases(family))]
+    requests = [
+        Request(tuple(case.prompt), i, Sampling(), source=case.inputs if target.config.is_encoder_decoder else None)
+        for i, case in enumerate(cases(family))
+    ]
     answers = (collector(pair, config).collect(requests) for collector in (HindsightCollector, OracleCollector))
     for parallel, sequential in zip(*answers, strict=True):
         assert parallel.response_token_ids == sequential.response_token_ids
@@ -107,7 +109,6 @@ def custom_generate(family: Family) -> None:
 def batch(family: Family) -> None:
     """Texts of different lengths generated together against each alone."""
     found = _supported(family)
-    check_supported(found[0].target, "target")
     engine = BatchEngine(found[0].target, found[0].draft, EachItsOwn(Hostile), eos_token_ids=EOS)
     results = engine.generate([case.prompt for case in found], NEW_TOKENS)
     for case, result in zip(found, results, strict=True):

@@ -118,12 +118,17 @@ def make_pair(family: Family) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The draft has the target's weights, as far as it has them, with noise. Both are shared: not to be changed."""
     target, draft = family.make(), family.make(**family.draft)
     draft.load_state_dict(target.state_dict(), strict=not family.draft)
+    return target, add_noise(draft)
+
+
+def add_noise(model: PreTrainedModel) -> PreTrainedModel:
+    """What makes a draft of a target."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in draft.parameters():
+        for weight in model.parameters():
             if weight.dim() > 1:
                 weight += NOISE * SPREAD * torch.randn(weight.shape, generator=generator)
-    return target, draft
+    return model
 
 
 FAMILIES: tuple[Family, ...] = (

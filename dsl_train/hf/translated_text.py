@@ -1,0 +1,35 @@
+"""One text of transformers' assisted generation whose draft has a tokenizer of its own.
+
+transformers tells the text so far in the draft's tokens, tokenized anew where the target's do not fit them, and turns
+what is drafted into the target's. Greedy only: a drafted token has agreed if the text goes on with it.
+"""
+
+import torch
+
+from dsl_train.hf.assisted_text import AssistedText
+from dsl_train.records import Round
+
+
+class TranslatedText(AssistedText):
+    """In the draft's tokens throughout; knows nothing of the target but what it wrote."""
+
+    def draft(self, token_ids: list[int], limit: int) -> tuple[list[int], tuple[torch.Tensor, ...]]:
+        """May draft nothing: a text of special tokens alone is empty in the draft's."""
+        if not token_ids:
+            return [], ()
+        if token_ids[: len(self._tokens)] != self._tokens:
+            self._begin(token_ids)  # read like a prompt
+        elif len(token_ids) == len(self._tokens):  # the target wrote nothing that the draft could read
+            self._drafter.draft.truncate(len(token_ids) - 1)
+        return super().draft(token_ids, limit)
+
+    def _commit(self, committed: list[int]) -> None:
+        start = len(self._tokens)
+        known = list(zip(committed, self._drafted, strict=False))
+        num_accepted = next((i for i, (token_id, drafted) in enumerate(known) if token_id != drafted), len(known))
+        agreements = [1.0] * num_accepted + [0.0] * (num_accepted < len(known))
+        self._tokens += committed
+        self._drafter.draft.truncate(start + max(len(agreements), 1) - 1)  # the rest of the text is yet to be predicted
+        self._drafter.commit(committed, agreements, [1.0] * len(committed))
+        if self._drafted:
+            self.policy.observe(Round(start, self._drafted, num_accepted, tuple(committed)))
