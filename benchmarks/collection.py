@@ -103,7 +103,7 @@ def speed(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             found, seconds = timed(collector, brought if name == "hindsight, brought along" else group)
             brought = [replace(r, response_token_ids=t.response_token_ids) for r, t in zip(group, found, strict=True)]
             texts.setdefault(name, []).extend(found)
-            sums[name] = sums.get(name, np.zeros(3)) + (sum(len(text.rows["index"]) for text in found), *seconds)
+            sums[name] = np.add(sums.get(name, np.zeros(3)), (sum(len(text.rows["index"]) for text in found), *seconds))
     rates = {name: rows / seconds for name, (rows, seconds, _) in sums.items()}
     table = ["| | rows | rows/s | times the oracle | through transformers |", "|---|---|---|---|---|"]
     table += [
@@ -259,7 +259,7 @@ def training(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         for method in ("hindsight", "oracle"):
             traces, output = Path(folder, method), Path(folder, f"{method}-predictor")
             collect(options, options.prompts, traces, method, options.train_prompts)
-            run("dsl_train.cli.train", f"--traces={traces}", f"--output={output}")
+            run("dsl_train.cli.train", "--traces", str(traces), "--output", str(output))
             predictor = Predictor.load(output)
             met = decisions.build(open_traces([live]), predictor.max_lookahead)
             auc[method] = metrics.evaluate(predictor.survival_batch(met.features), met.survival, met.position)["auc"]

@@ -1,6 +1,6 @@
 """What matters for the predictor: its features, heads, labels, size, weights, class and temperatures, one at a time.
 
-    python benchmarks/study.py --output docs/study.md --cost cost.json --num_prompts 250 \\
+    python benchmarks/study.py --output study.md --cost cost.json --num_prompts 250 \\
         --train runs/reference/train_t0_tail15 runs/reference/train_t08_tail15 \\
         --test runs/reference/test_t0_tail15 runs/reference/test_t08_tail15
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-import numpy as np
 import torch
 
 from dsl_train.batch_engine import Batch, BatchEngine
@@ -44,12 +43,11 @@ class BatchCost:
         return [interpolate(batch_size, self.batch_sizes, column) for column in columns]
 
     def stop_rule(self, predictor: Predictor, batch_size: int) -> StopRule:
-        """The thresholds of survival for a batch of this size: rounds that draft lie on a line over K, whose slope is
-        the price of a draft step; the round that drafts nothing may lie below it by a jump."""
+        """The thresholds of survival for a batch of this size, in rounds that draft nothing."""
         alone, *drafting = self.rounds(batch_size)
-        slope, base = np.polyfit(_LOOKAHEADS[1:], drafting, 1)
-        base = max(float(base), alone)
-        return StopRule.solve(predictor.threshold, max(float(slope), 0.0) / base, (base - alone) / base)
+        drafts = range(_LOOKAHEADS[-1] + 1)
+        costs = [max(1.0, interpolate(k, _LOOKAHEADS, (alone, *drafting)) / alone) for k in drafts]
+        return StopRule.solve(predictor.threshold, costs)
 
 
 class _Exactly:
@@ -73,7 +71,7 @@ class _Exactly:
 
 
 def _never(batch_size: int) -> StopRule:
-    return StopRule(1.0, 1.0)
+    return StopRule.of(1.0)
 
 
 @torch.inference_mode()

@@ -81,6 +81,7 @@ class Graphs:
             return self._graphs[width](token_ids, positions, buffers, width)[width - keep :]
         return forward(self._network, token_ids, positions, buffers, keep)
 
+    @torch.inference_mode()
     def buffers(self, needed: int, old: Buffers | None = None, filled: int = 0) -> Buffers:
         """Room for `needed` tokens at least; the first `filled` are those of `old`."""
         empty = self._network.embedding.new_empty(self._weights.num_groups, 0, self._weights.head_size)
@@ -90,10 +91,6 @@ class Graphs:
         return Buffers(keys, values, *self._weights.angles(capacity), torch.arange(capacity))
 
     def _make_all(self, backend: str) -> None:
-        # Each graph has one caller, who feeds it one shape: nothing to guard
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        if backend == "inductor":
-            options["cpp.enable_floating_point_contract_flag"] = "fast"  # multiply and add in one instruction
         text = torch.arange(_SAMPLE + NARROW) % len(self._network.embedding)
         buffers = self.buffers(len(text))
         self.run(text[:_SAMPLE], 0, buffers, 1)
@@ -103,7 +100,7 @@ class Graphs:
             torch._dynamo.mark_dynamic(tensor, 0)
         for width in WIDTHS:
             graph = torch.compile(  # type: ignore[call-overload]  # its annotations lag behind
-                forward, fullgraph=True, backend=backend, options=options, isolate_recompiles=True
+                forward, fullgraph=True, backend=backend, options=_options(backend), isolate_recompiles=True
             )
             self._make(width, partial(graph, self._compact), text[_SAMPLE : _SAMPLE + width], buffers)
 
@@ -118,6 +115,13 @@ class Graphs:
         if not error < _TOLERANCE.get(expected.dtype, 0.1):
             raise NotCompilableError(f"its compiled logits over {width} tokens are off by {error:.0e} of the largest")
         self._graphs[width] = graph
+
+
+def _options(backend: str) -> dict[str, Any]:
+    """For one graph: torch takes the guards' entry out of the dictionary. Each graph has one caller, who feeds it one
+    shape: nothing to guard."""
+    guards = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    return {**guards, **({"cpp.enable_floating_point_contract_flag": "fast"} if backend == "inductor" else {})}
 
 
 _compiled: WeakKeyDictionary[PreTrainedModel, Graphs] = WeakKeyDictionary()

@@ -5,57 +5,64 @@ A round that drafts K tokens takes
     seconds(K) = verification(K + 1) + overhead + K * (draft step + predictor)
 
 and verification(1) ... verification(W) are measured one by one: from one token to two it may jump (another kernel),
-each further token costs little. For the stop rule that is a price `c_eff` of every draft and a fixed `jump` for
-drafting at all, so it has two thresholds (:class:`StopRule`).
+further ones cost little. So each position has a threshold of its own (:class:`StopRule`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-BISECTIONS = 40
 #: Tokens of the widest verification that the rule's line is laid through: beyond, blocks are rare and another kernel's.
 TYPICAL_WIDTH = 9
-#: Drafts that a forecast looks ahead.
-MAX_FORECAST = 16
+#: Drafts that the rule looks ahead, and the share of survival that each further one is taken to keep.
+AHEAD, KEPT = 12, 0.9
+#: Positions with a threshold of their own.
+_POSITIONS = 16
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """Draft on iff survival exceeds `first` before the first draft, `another` behind it."""
+    """Draft on iff survival exceeds the threshold of the position; positions behind share the last one."""
 
-    first: float
-    another: float
+    thresholds: tuple[float, ...]
 
     @classmethod
     def of(cls, threshold: "float | StopRule") -> "StopRule":
-        """One number is both thresholds."""
-        return threshold if isinstance(threshold, StopRule) else cls(threshold, threshold)
+        """One number is the threshold of all positions."""
+        return threshold if isinstance(threshold, StopRule) else cls((threshold,))
 
     @classmethod
-    def solve(cls, threshold_at: Callable[[float], float], c_eff: float, jump: float) -> "StopRule":
-        """`threshold_at(c)` = rate * c is solved for rounds of price 1 + K * c; now drafting at all costs `jump` too.
+    def solve(cls, threshold_at: Callable[[float], float], costs: Sequence[float]) -> "StopRule":
+        """`threshold_at(c)` = rate * c is solved for rounds of price 1 + K * c; `costs` [K + 1] are rounds with 0 ... K
+        drafts, in rounds of plain decoding.
 
-        With L the best rate, drafting n more tokens gains sum(survival_k) - L * (n * c + jump). Behind the first draft
-        the jump is paid: the old threshold L * c holds, but L is at least what plain decoding reaches, 1 / (1 - jump)
-        in this unit. Before it, the gain to come must pay for the jump; it is forecast from the one number known,
-        the first survival s, as if every later draft did as well: sum over k of max(0, s ** k - L * c).
+        Going on for n more drafts gains survival * (1 + KEPT + ... + KEPT ** (n - 1)) tokens and costs
+        costs[k + n] - costs[k], each worth the rate L in tokens. It pays if it does for some n: what drafting at all
+        costs, and steps that widen the verification dearly, may be paid by the drafts behind them. Where every draft
+        costs c, one draft is the cheapest n and the threshold L * c. L is that of the line from (0, 1) closest to the
+        rounds of typical length, and never below that of plain decoding.
         """
-        another = threshold_at(c_eff)
-        if jump <= 0.0 or another >= 1.0:
-            return cls(another, another)
-        rate = max(1.0, another / c_eff)
-        another *= max(1.0, 1.0 / ((1.0 - jump) * rate))
-        to_pay = another / c_eff * jump
-        low, high = another, 1.0
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if _forecast_gain(middle, another) > to_pay else (middle, high)
-        return cls(high, another)
+        typical = range(1, min(len(costs), TYPICAL_WIDTH))
+        c = sum(k * (costs[k] - 1.0) for k in typical) / sum(k * k for k in typical)
+        rate = max(1.0, threshold_at(c) / c) if c > 0.0 else 1.0
+        kept = [(1.0 - KEPT**n) / (1.0 - KEPT) for n in range(AHEAD + 1)]
 
+        def price(k: int) -> float:
+            return min((costs[k + n] - costs[k]) / kept[n] for n in range(1, min(AHEAD, len(costs) - 1 - k) + 1))
 
-def _forecast_gain(survival: float, price: float) -> float:
-    return sum(max(0.0, survival**k - price) for k in range(1, MAX_FORECAST + 1))
+        return cls(tuple(min(1.0, max(0.0, rate * price(k))) for k in range(len(costs) - 1)))
+
+    @property
+    def first(self) -> float:
+        return self.thresholds[0]
+
+    @property
+    def another(self) -> float:
+        """Behind the first draft."""
+        return self.at(1)
+
+    def at(self, position: int) -> float:
+        return self.thresholds[min(position, len(self.thresholds) - 1)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class CostProfile:
 
     def stop_rule(self, threshold_at: Callable[[float], float]) -> StopRule:
         """The predictor's thresholds at these costs."""
-        return StopRule.solve(threshold_at, self.c_eff, self.jump)
+        return StopRule.solve(threshold_at, round_costs(self, _POSITIONS + AHEAD))
 
     def without_predictor(self) -> "CostProfile":
         """What a rule pays that looks at nothing but the position."""

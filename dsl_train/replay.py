@@ -155,9 +155,8 @@ def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int
 def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float | StopRule) -> ReplayResult:
     """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N]."""
     rule = StopRule.of(threshold)
-    if rule.first == rule.another:
-        return replay_answers(decisions, survival > rule.another)
-    return replay_answers(decisions, survival > np.where(decisions.position == 0, rule.first, rule.another))
+    thresholds = np.array(rule.thresholds)
+    return replay_answers(decisions, survival > thresholds[np.minimum(decisions.position, len(thresholds) - 1)])
 
 
 def replay_static(decisions: Decisions, lookahead: int) -> ReplayResult:

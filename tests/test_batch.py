@@ -250,7 +250,7 @@ def steps_with(survivals, position=1):
 
 
 def test_a_batch_drafts_on_while_the_mean_survival_of_all_its_texts_pays():
-    policy = LearnedBatchPolicy(Survival(), lambda batch_size: StopRule(0.7, 0.5))
+    policy = LearnedBatchPolicy(Survival(), lambda batch_size: StopRule((0.7, 0.5)))
     assert policy.wants_another([0, 1], steps_with([0.9, 0.2]), 2) == [True, True]
     assert policy.wants_another([0, 1], steps_with([0.9, 0.05]), 2) == [False, False]
     assert policy.wants_another([0, 1], steps_with([0.9, 0.2]), 3) == [False, False]  # the third can draft no more
@@ -258,7 +258,7 @@ def test_a_batch_drafts_on_while_the_mean_survival_of_all_its_texts_pays():
 
 
 def test_a_batch_for_which_no_draft_can_pay_asks_nobody():
-    policy = LearnedBatchPolicy(Survival(), lambda batch_size: StopRule(1.0, 1.0))
+    policy = LearnedBatchPolicy(Survival(), lambda batch_size: StopRule.of(1.0))
     assert policy.max_lookahead(16) == 0
 
 
@@ -272,7 +272,7 @@ def test_prices_between_measured_batch_sizes_are_interpolated_and_give_the_rule(
     assert cost.rounds(3) == pytest.approx([1.5, 2.3, 3.1, 4.7, 7.9])
     cheap = cost.stop_rule(Table(), 1)
     assert (cheap.first, cheap.another) == pytest.approx((0.15, 0.15))
-    assert cost.stop_rule(Table(), 5) == StopRule(1.0, 1.0)  # slope 1.5 over a round of 2.0: c = 0.75
+    assert cost.stop_rule(Table(), 5).first == 1.0  # a step of 1.5 in rounds of 2.0: c = 0.75
 
 
 @pytest.mark.parametrize(

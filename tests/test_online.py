@@ -71,7 +71,7 @@ def test_shifting_the_threshold_is_shifting_the_estimate():
         for shift in (-1.5, 0.0, 0.7):
             online = OnlineShift()
             online.shift = shift
-            rule = online.rule(StopRule(0.6, 0.3))
+            rule = online.rule(StopRule((0.6, 0.3)))
             assert (survival > rule.another) == (moved(survival, shift) > 0.3)
             assert (survival > rule.first) == (moved(survival, shift) > 0.6)
 
@@ -83,7 +83,7 @@ def test_a_threshold_of_one_stays_one():
 
 def test_replay_walks_the_corrected_policy():
     never = build(make_traces(*["r" * 60] * 8, tail=15))
-    predictor, rule = Sure(0.9), StopRule(0.5, 0.5)
+    predictor, rule = Sure(0.9), StopRule.of(0.5)
     plain = replay_survival(never, np.full(len(never), 0.9), rule)
     corrected = replay_policy(never, make_policy("learned:adapt", predictor, rule))
     assert plain.mean_lookahead > 10

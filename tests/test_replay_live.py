@@ -105,7 +105,7 @@ def test_the_learned_rule_with_two_thresholds_makes_live_the_rounds_of_the_vecto
     predictor, decisions = LongTextPredictor(), live_decisions
     survival = predictor.survival_batch(decisions.features)
     first, another = (float(np.median(survival[decisions.position == position])) for position in (0, 1))
-    rule = StopRule(first + 1e-4, another + 1e-4)  # away from values that rounding could carry across
+    rule = StopRule((first + 1e-4, another + 1e-4))  # away from values that rounding could carry across
     replayed = replay_survival(decisions, survival, rule)
     rounds = run_live(live_pair, decisions, LearnedPolicy(predictor, rule, decisions.max_lookahead))
     assert [(r.start, len(r.drafted), r.num_accepted) for text in rounds for r in text] == list(
@@ -115,7 +115,7 @@ def test_the_learned_rule_with_two_thresholds_makes_live_the_rounds_of_the_vecto
 
 
 def test_the_rule_that_adapts_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):
-    rule = StopRule(0.02, 0.02)
+    rule = StopRule.of(0.02)
     live, replayed = (LearnedPolicy(LongTextPredictor(), rule, adapt=True) for _ in range(2))
     expected = replay_policy(live_decisions, replayed)
     assert run_live(live_pair, live_decisions, live) == expected.rounds

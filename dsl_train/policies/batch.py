@@ -90,7 +90,7 @@ class LearnedBatchPolicy:
 
     def wants_another(self, texts: Sequence[int], steps: Sequence[DraftStep], batch_size: int) -> list[bool]:
         rule = self.rule_at(batch_size)
-        threshold = rule.another if steps[0].position else rule.first
+        threshold = rule.at(steps[0].position)
         survivals = self.predictor.survival_batch(np.stack([_features(step) for step in steps]))  # [b]
         return [bool(survivals.sum() > threshold * batch_size)] * len(steps)
 

@@ -63,7 +63,7 @@ def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: floa
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise DslError(f"unknown policy {name!r}; {meant}Choose one of {', '.join(POLICIES)}")
     if threshold is not None:
-        given = f"{StopRule.of(threshold).another:g}"
+        given = f"{StopRule.of(threshold).first:g}"
         raise DslError(f"a threshold of {given} is for the learned policy; {_usage(name)} instead")
     return _RULES[name](*_parse(spec, name, arguments))
 

@@ -8,8 +8,8 @@ from dsl_train.records import DraftStep, Round
 
 
 class LearnedPolicy:
-    """Another iff survival > threshold; `CostProfile.stop_rule(predictor.threshold)` gives it for measured costs, with
-    one of its own for the first draft. With `adapt` both follow what was accepted, from text to text."""
+    """Another iff survival > threshold; `CostProfile.stop_rule(predictor.threshold)` gives it for measured costs, one
+    for each position. With `adapt` they follow what was accepted, from text to text."""
 
     needs: Needs = "features"  # of the class; of one that never drafts, "position"
 
@@ -34,7 +34,7 @@ class LearnedPolicy:
     def wants_another(self, step: DraftStep) -> bool:
         assert step.features is not None, "the engine gives features to a policy whose needs is 'features'"
         self.last_survival = survival = self.predictor.survival(step.features)
-        wanted = survival > (self.rule.another if step.position else self.rule.first)
+        wanted = survival > self.rule.at(step.position)
         if wanted and self._online:
             self._survivals.append(survival)
         return wanted

@@ -43,7 +43,7 @@ class OnlineShift:
 
     def rule(self, rule: StopRule) -> StopRule:
         """For the estimate as it is, what `rule` says of the corrected one."""
-        return StopRule(moved(rule.first, -self.shift), moved(rule.another, -self.shift))
+        return StopRule(tuple(moved(threshold, -self.shift) for threshold in rule.thresholds))
 
 
 def moved(prob: float, shift: float) -> float:
