@@ -28,6 +28,7 @@ from dsl_train.loading import load_pair
 from dsl_train.policies.base import Policy
 from dsl_train.policies.factory import make_policy
 from dsl_train.predictor.runtime import Predictor
+from dsl_train.profile import cached_profile
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
 
@@ -188,7 +189,9 @@ def block_timer(draft: Recorded, policy: Policy) -> Callable[[], float]:
 def opened(args: argparse.Namespace) -> tuple[Speculator, list[list[int]]]:
     pair = load_pair(args.target, args.draft)
     prompts = read_prompts(args.prompts, None, args.num_prompts, pair.tokenizer)
-    return Speculator(pair, args.policy, args.predictor), [prompt.encode(pair.tokenizer) for prompt in prompts]
+    predictor = Predictor.load(args.predictor or Path(args.draft) / "dsl")
+    cached_profile(pair, predictor, fresh=True)  # the threshold of now: the machine may have been busier
+    return Speculator(pair, args.policy, predictor), [prompt.encode(pair.tokenizer) for prompt in prompts]
 
 
 def engine_of(speculator: Speculator, args: argparse.Namespace, eos_token_ids: Sequence[int]) -> SpeculativeEngine:

@@ -144,7 +144,7 @@ class TextState:
 
     def commit(self, token_id: int) -> None:
         """Append a response token."""
-        _, follower = self.copies.longest_match([])
+        follower = self.copies.match.follower
         if follower is not None:
             followed = self.copies.token_ids[follower] == token_id
             self.copy_mean += (1.0 - MEAN_DECAY) * (followed - self.copy_mean)
@@ -171,8 +171,8 @@ class BlockState:
         self.last: DraftPrimitives | None = None
         self.log_prob = 0.0
         self.min_top_prob = 1.0
-        self.copy_length, self.copy_follower = text.copies.longest_match([])
-        self.copy_shortest, self.copy_run = self.copy_length, 0
+        self.match = text.copies.match
+        self.copy_shortest, self.copy_run = self.match.length, 0
         self.copy_agreement_before = _UNKNOWN
 
     def append(self, step: DraftPrimitives) -> None:
@@ -180,12 +180,12 @@ class BlockState:
         self.last = step
         self.log_prob += step.token_log_prob
         self.min_top_prob = min(self.min_top_prob, math.exp(step.log_probs[0]))
-        copies, follower = self.text.copies, self.copy_follower
+        copies, follower = self.text.copies, self.match.follower
         copied = follower is not None and copies.token_ids[follower] == step.token_id
         self.copy_run = self.copy_run + 1 if copied else 0
         self.copy_agreement_before = self.text.agreement_at(follower)
-        self.copy_length, self.copy_follower = copies.longest_match(self.token_ids)
-        self.copy_shortest = min(self.copy_shortest, self.copy_length)
+        self.match = copies.match_after(self.match, self.token_ids)
+        self.copy_shortest = min(self.copy_shortest, self.match.length)
 
 
 def assemble(block: BlockState) -> list[float]:
@@ -205,16 +205,16 @@ def assemble(block: BlockState) -> list[float]:
             agreements[-1],
             agreements[-2],
             text.agreement_mean,
-            text.agreement_at(block.copy_follower),
+            text.agreement_at(block.match.follower),
             block.copy_agreement_before,
         ]
     return [
         *drafted,
-        float(block.copy_length),
+        float(block.match.length),
         float(block.copy_run > 0),
         float(block.copy_run),
         float(block.copy_shortest),
-        0.0 if block.copy_follower is None else math.log(text.length - block.copy_follower),
+        0.0 if block.match.follower is None else math.log(text.length - block.match.follower),
         text.copy_mean,
         text.temperature,
         math.log(text.length),

@@ -137,7 +137,7 @@ def test_copy_length_stops_at_its_cap_and_equals_a_naive_search():
     tokens += tokens[:60]
     index, longest = CopyIndex(), 0
     for end, token_id in enumerate(tokens):
-        length, follower = index.longest_match([])
+        length, follower = index.match
         expected = next(
             (n for n in range(COPY_CAP, 0, -1) if n <= end and find(tokens[: end - 1], tokens[end - n : end])), 0
         )
@@ -148,6 +148,23 @@ def test_copy_length_stops_at_its_cap_and_equals_a_naive_search():
         index.append(token_id)
         longest = max(longest, length)
     assert longest == COPY_CAP
+
+
+def test_a_match_carried_along_a_block_is_the_one_found_from_nothing():
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 2, (300,), generator=generator).tolist()
+    tokens += tokens[:60]
+    index, longest = CopyIndex(), 0
+    for end, token_id in enumerate(tokens):
+        block, match = [], index.match
+        for drafted in (*tokens[end : end + 4], 0, 1):
+            block.append(drafted)
+            match = index.match_after(match, block)
+            assert match == index.longest_match(block)
+        longest = max(longest, match.length)
+        index.append(token_id)
+        assert index.match == index.longest_match([])
+    assert longest > 8
 
 
 def find(text, part):
