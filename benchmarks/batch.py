@@ -19,8 +19,7 @@ from transformers import GenerationConfig
 
 from dsl_train import provenance
 from dsl_train.api import Speculator
-from dsl_train.batch_engine import BatchEngine, autoregressive_batch
-from dsl_train.batch_profile import batch_policy
+from dsl_train.batch_engine import autoregressive_batch
 from dsl_train.collect.prompts import read_prompts
 from dsl_train.loading import Pair, library_defaults, load_pair
 from dsl_train.records import AcceptanceStats, Round
@@ -101,14 +100,16 @@ def _contenders(pair: Pair, batch_size: int, arguments: argparse.Namespace) -> d
     length = arguments.max_new_tokens
     contenders = {TRANSFORMERS: _transformers(pair, length), ALONE: _alone(pair, length)}
     for spec in arguments.policies:
-        policy = batch_policy(Speculator(pair, spec).policy, pair, batch_size)
-        contenders[spec] = _speculative(BatchEngine(pair.target, pair.draft, policy, None, pair.eos_token_ids), length)
+        contenders[spec] = _speculative(Speculator(pair, spec), batch_size, length)
     return contenders
 
 
-def _speculative(engine: BatchEngine, max_new_tokens: int) -> Callable[[Prompts], Outputs]:
+def _speculative(speculator: Speculator, batch_size: int, max_new_tokens: int) -> Callable[[Prompts], Outputs]:
+    speculator.generate_batch([[1]] * batch_size, max_new_tokens=2, batch_size=batch_size)  # measures the prices
+
     def generate(prompts: Prompts) -> Outputs:
-        results = engine.generate(prompts, max_new_tokens)
+        generations = speculator.generate_batch(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        results = [generation.result for generation in generations]
         return [result.token_ids for result in results], [r for result in results for r in result.rounds]
 
     return generate

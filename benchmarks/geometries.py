@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 
 _HEAD_SIZE = 64
 

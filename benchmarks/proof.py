@@ -6,6 +6,9 @@
         --contest sampled runs/reference/train_t08 runs/reference/test_t08 \\
         --contest HumanEval runs/reference/traces runs/reference/humaneval_t0
 
+`specdec++` is fitted on all features of this package, `specdec++:draft` on those of the draft's own distributions
+alone: the nearest that traces have to the published one's input, the draft model's hidden state.
+
 Each contest is a name, trace folders of the training prompts (comma-separated) and of the test prompts. Baselines are
 tuned on the former at each price of a draft; everything is told of the latter, with 95 % intervals bootstrapped by
 prompt. The prices are those of --c and, given a pair, the measured one. Writes proof.json and proof.md.
@@ -19,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsl_train import decisions, provenance, replay, statistics
+from dsl_train import decisions, provenance, replay, schema, statistics
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, coupling_draws, price_of
 from dsl_train.bench.tuned import replay_spec
@@ -34,9 +37,10 @@ from dsl_train.sampling import Sampling
 from dsl_train.serving import load_predictor
 from dsl_train.statistics import Interval, Rates
 from dsl_train.traces import open_traces
-from dsl_train.tuning import AS_PUBLISHED, tune_baselines
+from dsl_train.tuning import AS_PUBLISHED, tune_baselines, tune_specdec
 
 LEARNED, ADAPTED, STATIC = "learned", "learned:adapt", "static"
+OWN_SIGNALS = "specdec++:draft"
 ORACLE_PLUS, CEILING, CLAIRVOYANT = "oracle+", "ceiling", "clairvoyant"
 GRID = tuple(i / 100 for i in range(1, 100))
 
@@ -146,7 +150,10 @@ def contest(
     sampled = any(text.temperature > 0 for text in test.sequences)
     published = {spec: replay.replay_policy(test, make_policy(spec)) for spec in AS_PUBLISHED}
     bounds = {bound: replay_bound(test) for bound, replay_bound in BOUNDS.items()}
-    for price, tuned in zip(prices, tune_baselines(train, prices, file), strict=True):
+    own_file, own_names = file.with_stem(f"{file.stem}-draft"), schema.select("draft,block")
+    own_signals = tune_specdec(train, prices, own_file, own_names)
+    for price, tuned, own in zip(prices, tune_baselines(train, prices, file), own_signals, strict=True):
+        tuned = {**tuned, OWN_SIGNALS: own}
         rule = rule_at(price, predictor.threshold)
         results = {
             (LEARNED, LEARNED): replay.replay_survival(test, survival, rule),

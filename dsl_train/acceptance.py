@@ -9,18 +9,20 @@ Knows decisions and scikit-learn; knows no replay and loads no model. Letters: N
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
 from dsl_train.decisions import Decisions
 from dsl_train.policies.acceptance import AcceptanceModel, inputs_of
+from dsl_train.schema import FEATURE_NAMES
 
 HIDDEN, EPOCHS, MAX_ROWS = 64, 12, 300_000
 
 
-def fit_acceptance(decisions: Decisions, seed: int = 0) -> AcceptanceModel:
-    """On at most MAX_ROWS reached draft tokens, drawn at random. Cross-entropy without class weights: what they would
-    shift, the tuned threshold shifts anyway."""
+def fit_acceptance(decisions: Decisions, seed: int = 0, names: Sequence[str] = FEATURE_NAMES) -> AcceptanceModel:
+    """On the features `names` of at most MAX_ROWS reached draft tokens, drawn at random. Cross-entropy without class
+    weights: what they would shift, the tuned threshold shifts anyway."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
@@ -30,15 +32,18 @@ def fit_acceptance(decisions: Decisions, seed: int = 0) -> AcceptanceModel:
     inputs, accepted = inputs_of(decisions.features[rows]), decisions.position[rows] <= run[rows]
     mean, spread = inputs.mean(0), inputs.std(0)
     scale = np.where(spread > 1e-6, spread, 1.0)
+    used = np.isin(FEATURE_NAMES, names)
     batch_size = min(1024, len(rows))
     network = MLPClassifier(
         (HIDDEN,), batch_size=batch_size, learning_rate_init=2e-3, max_iter=EPOCHS, random_state=seed
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is meant
-        network.fit((inputs - mean) / scale, accepted)
+        network.fit(used * (inputs - mean) / scale, accepted)
     (hidden_weights, output_weights), (hidden_bias, output_bias) = network.coefs_, network.intercepts_
-    return AcceptanceModel(mean, scale, hidden_weights, hidden_bias, output_weights[:, 0], float(output_bias[0]))
+    return AcceptanceModel(
+        mean, scale, used[:, None] * hidden_weights, hidden_bias, output_weights[:, 0], float(output_bias[0])
+    )
 
 
 def acceptance_products(decisions: Decisions, model: AcceptanceModel) -> np.ndarray:

@@ -18,8 +18,10 @@ from dsl_train.batch_profile import batch_policy
 from dsl_train.compiled import warm_up
 from dsl_train.engine import OnRound, SpeculativeEngine
 from dsl_train.hf.families import check_pair_supported
+from dsl_train.hf.own_settings import check_plain, under_own_settings
 from dsl_train.inputs import EncodedPrompt, PairPrompt, begin, encode_audio, encode_text, encode_tokens, runner_of
-from dsl_train.loading import Pair, describe_model, load_pair, load_tokenizer
+from dsl_train.loading import Pair, load_pair, load_tokenizer
+from dsl_train.model_identity import describe_model
 from dsl_train.policies.base import Policy
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.predictor.runtime import Predictor
@@ -76,6 +78,10 @@ def generate(
     what a draft token costs here and sets its own threshold; `adapt` corrects it by what was accepted, which one text
     is short for. `on_text` receives the text as it grows. `compile` takes a minute before the first token and makes
     every later one quicker (`compiled.py`), until the process ends. For many prompts build a :class:`Speculator` once.
+
+    The target's `generation_config` is honoured where it changes probabilities (repetition penalty, forbidden or forced
+    tokens, least length, min_p, ...). Length, temperature, top_k and top_p are this call's alone. Raises DslError for
+    other ways to generate that it asks for, beams and stop strings among them.
     """
     spec = f"{policy}:adapt" if adapt else policy
     speculator = Speculator(as_pair(target, draft, tokenizer), spec, predictor, threshold, max_lookahead, compile)
@@ -113,14 +119,16 @@ class Speculator:
         on_text: Callable[[str], None] | None = None,
     ) -> Generation:
         stream = TextStream(self.pair.tokenizer, on_text) if on_text else None
-        engine = SpeculativeEngine(self.target, self.draft, self.policy, sampling, self.pair.eos_token_ids)
+        encoded, runners = self._encode(prompt), (self.target, self.draft)
+        token_ids = begin(encoded, *runners)
+        target, draft, law = under_own_settings(self.pair, runners, encoded, sampling or Sampling(), max_new_tokens)
+        engine = SpeculativeEngine(target, draft, self.policy, law, self.pair.eos_token_ids)
         listeners = [listen for listen in (on_round, stream and stream.on_round) if listen]
 
         def tell(finished: Round) -> None:
             for listen in listeners:
                 listen(finished)
 
-        token_ids = begin(self._encode(prompt), self.target, self.draft)
         result = engine.generate(token_ids, max_new_tokens, seed, on_round=tell)
         if stream:
             stream.end()
@@ -137,8 +145,13 @@ class Speculator:
         """Continue all prompts, `batch_size` at a time; prompt i draws from `seed` + i. Each text is what it is alone.
 
         The learned policy decides for a batch together, at prices measured for its size when it is first used. Raises
-        DslError for a model that cannot be run in batches.
+        DslError for a model that cannot be run in batches, and for a `generation_config` that asks for more than
+        sampling.
         """
+        check_plain(self.pair, sampling or Sampling())
+        if min(batch_size, len(prompts)) <= 1:  # the loop for one text is the faster
+            pairs = zip(range(seed, seed + len(prompts)), prompts, strict=True)
+            return [self.generate(prompt, sampling, max_new_tokens, number) for number, prompt in pairs]
         policy = self._batch_policy(min(batch_size, len(prompts)), sampling or Sampling())
         engine = BatchEngine(self.pair.target, self.pair.draft, policy, sampling, self.pair.eos_token_ids)
         results: list[GenerationResult] = []

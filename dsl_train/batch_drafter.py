@@ -41,10 +41,14 @@ class BatchText:
         if self.view is None:
             return
         committed = self.tokens[-len(target_token_probs) :]
-        for token_id in committed:
-            self.view.commit(token_id)
         self.agree(agreements)
         self.behind += list(zip(committed, target_token_probs, strict=True))[len(agreements) :]
+
+    def show(self) -> None:
+        """Show the features what was committed since they were last asked for: rounds without drafts need none."""
+        if self.view is not None:
+            for token_id in self.tokens[self.view.length :]:
+                self.view.commit(token_id)
 
     def agree(self, agreements: Sequence[float]) -> None:
         assert self.view is not None
@@ -59,6 +63,7 @@ class _Block:
         self.slot, self.text, self.limit = slot, text, limit
         self.start = len(text.tokens)
         self.probs: list[torch.Tensor] = []
+        text.show()
         self.state = BlockState(text.view) if text.view else None
         self.last: DraftPrimitives | None = None
 

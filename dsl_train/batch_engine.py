@@ -128,6 +128,7 @@ class Batch:
         for i, row in enumerate(self.rows):
             del row.text.tokens[length:]
             row.text.behind.clear()
+            row.text.view = row.text.view and TextState(row.text.tokens, self.sampling.temperature)
             row.sequence.finish_reason = ""
             self.target.truncate(i, length - 1)
             self.draft.truncate(i, length - 1)

@@ -34,38 +34,44 @@ class BatchCost:
 
     batch_sizes: tuple[int, ...]
     """Measured, rising."""
+    alone: tuple[float, ...]
+    """[batch sizes] a round of so many texts in which nobody is asked and no feature computed."""
     seconds: tuple[tuple[float, ...], ...]
-    """[batch sizes][lookaheads] a round of so many texts that drafts 0, 1, 2, 4 or 8 tokens each."""
+    """[batch sizes][lookaheads] one in which the predictor is asked and 0, 1, 2, 4 or 8 tokens of each are drafted."""
 
     def rounds(self, batch_size: int) -> list[float]:
-        """[lookaheads] seconds; between measured batch sizes linear."""
+        """[lookaheads] in rounds without a question; between measured batch sizes linear."""
+        alone = interpolate(batch_size, self.batch_sizes, self.alone)
         columns = zip(*self.seconds, strict=True)
-        return [interpolate(batch_size, self.batch_sizes, column) for column in columns]
+        return [max(1.0, interpolate(batch_size, self.batch_sizes, column) / alone) for column in columns]
+
+    def prices(self, batch_size: int) -> tuple[float, ...]:
+        """[1 + most drafts] of rounds with 0, 1, 2, ... drafts, in rounds without a question."""
+        rounds = self.rounds(batch_size)
+        return tuple(interpolate(k, _LOOKAHEADS, rounds) for k in range(_LOOKAHEADS[-1] + 1))
 
     def stop_rule(self, predictor: Predictor, batch_size: int) -> StopRule:
-        """The thresholds of survival for a batch of this size, in rounds that draft nothing."""
-        alone, *drafting = self.rounds(batch_size)
-        drafts = range(_LOOKAHEADS[-1] + 1)
-        costs = [max(1.0, interpolate(k, _LOOKAHEADS, (alone, *drafting)) / alone) for k in drafts]
-        return StopRule.solve(predictor.threshold, costs)
+        """The thresholds of survival for a batch of this size."""
+        return StopRule.solve(predictor.threshold, self.prices(batch_size))
 
 
 class _Exactly:
-    """Drafts `lookahead` tokens whatever the predictor says, but asks it."""
+    """Drafts `lookahead` tokens whatever the predictor says, but asks it; with None nobody is asked."""
 
     needs: Needs = "features"
 
     def __init__(self, predictor: Predictor) -> None:
-        self.predictor, self.lookahead = predictor, 0
+        self.predictor = predictor
+        self.lookahead: int | None = None
 
     def max_lookahead(self, batch_size: int) -> int:
-        return max(_LOOKAHEADS) + 1
+        return 0 if self.lookahead is None else max(_LOOKAHEADS) + 1
 
     def begin(self, num_texts: int) -> None: ...
 
     def wants_another(self, texts: Sequence[int], steps: Sequence[DraftStep], batch_size: int) -> list[bool]:
         LearnedBatchPolicy(self.predictor, _never).wants_another(texts, steps, batch_size)
-        return [steps[0].position < self.lookahead] * len(steps)
+        return [self.lookahead is not None and steps[0].position < self.lookahead] * len(steps)
 
     def observe(self, text: int, finished: Round) -> None: ...
 
@@ -82,10 +88,14 @@ def measure_batch(pair: Pair, predictor: Predictor, batch_size: int, sampling: S
         batch_size //= 4
         sizes.add(batch_size)
     rising = tuple(sorted(sizes))
-    return BatchCost(rising, tuple(_time_rounds(pair, predictor, size, sampling) for size in rising))
+    alone, asked = zip(*(_time_rounds(pair, predictor, size, sampling) for size in rising), strict=True)
+    return BatchCost(rising, alone, asked)
 
 
-def _time_rounds(pair: Pair, predictor: Predictor, batch_size: int, sampling: Sampling | None) -> tuple[float, ...]:
+def _time_rounds(
+    pair: Pair, predictor: Predictor, batch_size: int, sampling: Sampling | None
+) -> tuple[float, tuple[float, ...]]:
+    """[seconds] of a round without a question, and of those with 0, 1, ... drafts."""
     policy = _Exactly(predictor)
     engine = BatchEngine(pair.target, pair.draft, policy, sampling)
     length = min(_TEXT_LENGTH, max(1, context_length(pair.target) // 4))
@@ -94,15 +104,15 @@ def _time_rounds(pair: Pair, predictor: Predictor, batch_size: int, sampling: Sa
     prompts = torch.randint(vocab_size, (batch_size, length), generator=generator).tolist()
     batch = Batch(engine, prompts, context_length(pair.target), range(batch_size))
     batch.run_round()
-    seconds: dict[int, list[float]] = {lookahead: [] for lookahead in _LOOKAHEADS}
+    seconds: dict[int | None, list[float]] = {lookahead: [] for lookahead in (None, *_LOOKAHEADS)}
     for _ in range(_REPEATS):
-        for policy.lookahead in _LOOKAHEADS:
+        for policy.lookahead in seconds:
             batch.rewind(length + 1)
             batch.run_round()  # leaves the draft as far behind as such rounds do
             began = time.perf_counter()
             batch.run_round()
             seconds[policy.lookahead].append(time.perf_counter() - began)
-    return tuple(min(seconds[lookahead]) for lookahead in _LOOKAHEADS)
+    return min(seconds[None]), tuple(min(seconds[lookahead]) for lookahead in _LOOKAHEADS)
 
 
 def batch_policy(
@@ -116,4 +126,4 @@ def batch_policy(
     if threshold is not None:
         return LearnedBatchPolicy(predictor, lambda _: StopRule.of(threshold))
     cost = measure_batch(pair, predictor, batch_size, sampling)
-    return LearnedBatchPolicy(predictor, cache(partial(cost.stop_rule, predictor)))
+    return LearnedBatchPolicy(predictor, cache(partial(cost.stop_rule, predictor)), cache(cost.prices))

@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from dsl_train.predictor.runtime import CONFIG, ONNX, SHIPPED, read_config, shipped_with
@@ -52,6 +52,14 @@ def push_predictor(
             "user/repository, and log in with `hf auth login` or pass token="
         ) from error
     return str(commit.commit_url)
+
+
+def cached_revision(repo: str) -> str | None:
+    """Commit of the main branch as the local cache has it, which is the one that was loaded; None if it has none."""
+    if not is_repository(repo):
+        return None
+    config = try_to_load_from_cache(repo, "config.json")  # .../snapshots/<commit>/config.json
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 @lru_cache

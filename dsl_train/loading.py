@@ -1,14 +1,12 @@
-"""A target and a draft from folders or the Hub, checked to belong together, and who they are.
+"""A target and a draft from folders or the Hub, checked to belong together.
 
 Knows transformers' loading; knows no cache, policy or file of ours.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,6 +29,7 @@ from transformers import (
 
 from dsl_train import vocabulary
 from dsl_train.hf.families import check_encoder_decoder, check_pair_supported, check_supported
+from dsl_train.model_identity import ModelIdentity, describe_model
 from dsl_train.records import DslError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -42,27 +41,6 @@ _CLASSES: dict[Kind, Any] = {
     "encoder-decoder": AutoModelForSeq2SeqLM,
     "speech": AutoModelForSpeechSeq2Seq,
 }
-_NOT_IDENTITY = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "quantization_config")
-_SAMPLE_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model it is: what traces and predictors record of each half of their pair."""
-
-    id: str
-    """As it was named by the user: folder or Hub id."""
-    revision: str | None
-    """Commit on the Hub; of a folder, a hash of its weight files."""
-    architecture: str
-    vocab_size: int
-    config_hash: str
-    """16 hex digits over the configuration, names and precision left out."""
-    dtype: str
-    """`float32`, `bfloat16`, …; `4bit`, `8bit` if quantized on loading"""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,20 +201,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def describe_model(model: PreTrainedModel, name: str, quantization: str | None = None) -> ModelIdentity:
-    """Who a loaded model is; `name` is the folder or Hub id it came from."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_IDENTITY}
-    text = json.dumps(config, sort_keys=True, default=str)
-    return ModelIdentity(
-        id=name,
-        revision=_weights_hash(Path(name)) if Path(name).is_dir() else getattr(model.config, "_commit_hash", None),
-        architecture=type(model).__name__,
-        vocab_size=model.config.get_text_config().vocab_size,
-        config_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
-        dtype=quantization or str(model.dtype).removeprefix("torch."),
-    )
-
-
 @contextmanager
 def library_defaults(model: PreTrainedModel) -> Iterator[None]:
     """Set the model's own generation settings aside: nothing but what `generate` is given then applies."""
@@ -271,23 +235,6 @@ def _has_tokenizer(name: str) -> bool:
 
 def _unreadable(name: str, wanted: str) -> str:
     return f"is not {wanted}" if Path(name).is_dir() else f"is neither {wanted} here nor one readable from the Hub"
-
-
-def _weights_hash(folder: Path) -> str:
-    """16 hex digits over name, size and both ends of every weights file: quick, and tells checkpoints apart."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-        for piece in _ends(file):
-            digest.update(piece)
-    return digest.hexdigest()[:16]
-
-
-def _ends(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        yield stream.read(_SAMPLE_BYTES)
-        stream.seek(max(0, file.stat().st_size - _SAMPLE_BYTES))
-        yield stream.read(_SAMPLE_BYTES)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,7 @@
 """What drafting and verifying cost here: one :class:`CostProfile` per pair, machine and setting, measured once.
 
+A profile taken on a busy machine would slow all later runs, so it is kept with what tells: whether the measurement had
+to wait for other work, and how quick one target step was. It is read only while both look right; else measured again.
 Knows where it is kept; `timing.py` measures.
 """
 
@@ -8,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,12 @@ from dsl_train.timing import measure
 
 _log = logging.getLogger(__name__)
 #: Of the cached file; another format is measured again.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+#: Quartiles of one step this far apart, or a step this much slower or quicker than when it was measured: disturbed.
+MAX_RATIO = 1.3
+#: Least processor time per second of a measurement that nothing else disturbed.
+MIN_SHARE = 0.9
+_STEPS, _TEXT_LENGTH = 8, 128
 
 
 def cached_profile(
@@ -33,19 +41,71 @@ def cached_profile(
 ) -> CostProfile:
     """The profile of this pair here: from the user's cache, or measured (3 s for small models) and cached.
 
-    `fresh` measures anew. A cache that cannot be read or written costs a measurement and a warning in the log.
+    `fresh` measures anew. So does a cached one that cannot be trusted, with a warning in the log that says why; a cache
+    that cannot be read or written costs a measurement and a warning.
     """
     path = cache_file(pair, predictor is not None, sampling or Sampling())
     known = None if fresh else _read(path)
     if known is not None:
-        return known
-    profile = measure(*typical_runners(pair), predictor, sampling)
+        cost, doubt = known[0], _doubt(pair, *known[1:])
+        if doubt is None:
+            return cost
+        _log.warning("the cached cost profile %s is measured again: %s", path, doubt)
+    wall, processor = _clocks()
+    cost = measure(*typical_runners(pair), predictor, sampling)
+    disturbed = _disturbance(cost, *(now - then for now, then in zip(_clocks(), (wall, processor), strict=True)))
+    if disturbed:
+        _log.warning("the cost profile was measured on a busy machine (%s); the next run measures it again", disturbed)
     setting = _setting(pair, predictor is not None, sampling or Sampling())
+    evidence = {"disturbed": disturbed, "step": _quickest_step(pair)}
+    content = {"format_version": FORMAT_VERSION, "setting": setting, **evidence, "cost": asdict(cost)}
     try:
-        provenance.write_json(path, {"format_version": FORMAT_VERSION, "setting": setting, "cost": asdict(profile)})
+        provenance.write_json(path, content)
     except OSError as error:
         _log.warning("the cost profile cannot be cached in %s (%s); it will be measured again", path, error)
-    return profile
+    return cost
+
+
+def _doubt(pair: Pair, disturbed: str, step: float) -> str | None:
+    """Why a cached profile is not to be trusted: it was `disturbed`, or a target step does not take `step` seconds."""
+    if disturbed:
+        return f"it was taken on a busy machine ({disturbed})"
+    now = _quickest_step(pair)
+    if 1.0 / MAX_RATIO <= now / step <= MAX_RATIO:
+        return None
+    return f"a target step took {1e3 * step:.2f} ms when it was taken and takes {1e3 * now:.2f} ms now"
+
+
+def _disturbance(cost: CostProfile, wall: float, processor: float) -> str:
+    """What shows that other work ran during a measurement of so many seconds; empty if nothing does."""
+    if processor < MIN_SHARE * wall:
+        return f"{processor:.1f} s of processor time in {wall:.1f} s"
+    for name in ("target", "draft"):
+        low, high = cost.spread.get(name, (1.0, 1.0))
+        if high > MAX_RATIO * low:
+            return f"half of the {name} steps took less than {1e3 * low:.2f} or more than {1e3 * high:.2f} ms"
+    return ""
+
+
+def _clocks() -> tuple[float, float]:
+    """[seconds] wall and processor time, of all threads: at least one is at work while nothing else disturbs."""
+    return time.perf_counter(), time.process_time()
+
+
+@torch.inference_mode()
+def _quickest_step(pair: Pair) -> float:
+    """Seconds of a target step, the quickest of a few, so that a moment's other work does not count."""
+    target, _ = typical_runners(pair)
+    tokens = [0] * min(_TEXT_LENGTH, max(2, target.context // 2))
+    target.reset()
+    target.logits(tokens, keep=1)
+    seconds = []
+    for _ in range(_STEPS):
+        target.truncate(len(tokens) - 1)
+        began = time.perf_counter()
+        target.logits(tokens, keep=1).argmax(-1).tolist()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def cache_file(pair: Pair, with_predictor: bool, sampling: Sampling) -> Path:
@@ -69,14 +129,15 @@ def _setting(pair: Pair, with_predictor: bool, sampling: Sampling) -> dict[str, 
     }
 
 
-def _read(path: Path) -> CostProfile | None:
+def _read(path: Path) -> tuple[CostProfile, str, float] | None:
+    """The profile, what disturbed it, seconds of a target step then."""
     if not path.exists():
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {content['format_version']}, this build writes {FORMAT_VERSION}")
-        return CostProfile.from_dict(content["cost"])
+        return CostProfile.from_dict(content["cost"]), str(content["disturbed"]), float(content["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("the cached cost profile %s cannot be read (%r); measuring again", path, error)
         return None

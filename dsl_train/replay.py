@@ -153,7 +153,8 @@ def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int
 
 
 def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float | StopRule) -> ReplayResult:
-    """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N]."""
+    """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N]. The learned policy's, as
+    long as it has no reason to rest (`policies.alertness`); `replay_policy` walks it, rests and all."""
     rule = StopRule.of(threshold)
     thresholds = np.array(rule.thresholds)
     return replay_answers(decisions, survival > thresholds[np.minimum(decisions.position, len(thresholds) - 1)])

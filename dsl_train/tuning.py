@@ -56,20 +56,27 @@ def tune_baselines(
     candidates = {"static": _statics(decisions)}
     candidates |= {name: _adaptives(decisions, name) for name in INITIAL_THRESHOLDS}
     candidates |= {name: _thresholds(decisions, name) for name in _SIGNALS}
-    if acceptance_file:
-        candidates["specdec++"] = _acceptances(decisions, acceptance_file)
 
     def paid_by(name: str) -> list[Price]:
         return [price_for(needs_of(name), price) for price in costs]
 
     best = {name: _best(settings, paid_by(name)) for name, settings in candidates.items()}
     best["logistic"] = tune_logistic(decisions, paid_by("logistic"))
+    if acceptance_file:
+        best["specdec++"] = tune_specdec(decisions, costs, acceptance_file)
     return [{name: tuned[i] for name, tuned in best.items()} for i in range(len(costs))]
 
 
 def tune_static(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
     """The best fixed lookahead at each price; 0, plain decoding, is one of them."""
     return _best(_statics(decisions), costs)
+
+
+def tune_specdec(
+    decisions: Decisions, costs: Sequence[Price], file: Path, names: Sequence[str] = FEATURE_NAMES
+) -> list[Tuned]:
+    """The best setting of `specdec++` at each price, its model fitted on the features `names` and written to `file`."""
+    return _best(_acceptances(decisions, file, names), [price_for(needs_of("specdec++"), price) for price in costs])
 
 
 def tune_logistic(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
@@ -139,8 +146,8 @@ def _adaptives(decisions: Decisions, name: str) -> Iterator[tuple[str, ReplayRes
         yield spec, replay_policy(decisions, make_policy(spec))
 
 
-def _acceptances(decisions: Decisions, file: Path) -> Iterator[tuple[str, ReplayResult]]:
-    model = fit_acceptance(decisions)
+def _acceptances(decisions: Decisions, file: Path, names: Sequence[str]) -> Iterator[tuple[str, ReplayResult]]:
+    model = fit_acceptance(decisions, names=names)
     model.save(file)
     product, first = acceptance_products(decisions, model), decisions.position == 0
     for least in PRODUCTS:

@@ -8,7 +8,8 @@ import numpy as np
 from conftest import PairFolders, make_tokenizer
 
 from dsl_train.collect.config import CollectConfig
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 from dsl_train.traces import open_traces
 
 PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "python.jsonl"

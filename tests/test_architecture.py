@@ -26,6 +26,7 @@ LAYERS = (
         "predictor.light",
         "hub",
         "loading",
+        "model_identity",
         "vocabulary",
         "encoder_decoder",
         "encoded_texts",

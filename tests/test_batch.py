@@ -25,7 +25,7 @@ from dsl_train.engine import SpeculativeEngine, autoregressive
 from dsl_train.policies.batch import EachItsOwn, LearnedBatchPolicy
 from dsl_train.policies.factory import make_policy
 from dsl_train.ragged import RaggedModel, check_ragged
-from dsl_train.records import DraftStep, DslError
+from dsl_train.records import DraftStep, DslError, Round
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
 
@@ -262,14 +262,50 @@ def test_a_batch_for_which_no_draft_can_pay_asks_nobody():
     assert policy.max_lookahead(16) == 0
 
 
+def finished(drafted, committed):
+    return Round(10, (1,) * drafted, max(0, committed - 1), (1,) * committed)
+
+
+def rounds_asked(policy, num_rounds, drafted, committed):
+    """How many of the rounds ask, each drafting and committing so many tokens of both texts."""
+    asked = 0
+    for _ in range(num_rounds):
+        if policy.max_lookahead(2):
+            asked += 1
+            policy.wants_another([0, 1], steps_with([0.9, 0.9]), 2)
+        for text in range(2):
+            policy.observe(text, finished(drafted, committed))
+    return asked
+
+
+def test_a_question_that_loses_is_asked_ever_more_seldom_and_one_that_pays_in_every_round():
+    prices = (1.1, 1.5, 1.9)
+    losing = LearnedBatchPolicy(Survival(), lambda _: StopRule.of(0.5), lambda _: prices)
+    first, later = rounds_asked(losing, 200, 0, 1), rounds_asked(losing, 200, 0, 1)  # never drafts: 1 token for 1.1
+    assert 0 < later < first < 30
+    paying = LearnedBatchPolicy(Survival(), lambda _: StopRule.of(0.5), lambda _: prices)
+    assert rounds_asked(paying, 200, 4, 3) == 200  # 3 tokens for 1.9 + 2 * 0.4
+    assert rounds_asked(paying, 200, 5, 3) < 100  # for 3.1
+
+
+def test_a_batch_that_never_drafts_computes_no_features():
+    policy = LearnedBatchPolicy(Survival(), lambda batch_size: StopRule.of(1.0 if batch_size > 2 else 0.5))
+    policy.begin(2)
+    assert policy.needs == "features"
+    never = LearnedBatchPolicy(Survival(), lambda batch_size: StopRule.of(1.0))
+    never.begin(8)
+    assert never.needs == "position"
+
+
 def test_prices_between_measured_batch_sizes_are_interpolated_and_give_the_rule():
-    cost = BatchCost((1, 5), ((1.0, 1.1, 1.2, 1.4, 1.8), (2.0, 3.5, 5.0, 8.0, 14.0)))
+    cost = BatchCost((1, 5), (1.0, 2.0), ((1.0, 1.1, 1.2, 1.4, 1.8), (2.0, 3.5, 5.0, 8.0, 14.0)))
 
     class Table:
         def threshold(self, c_eff):
             return min(1.0, 1.5 * c_eff)
 
-    assert cost.rounds(3) == pytest.approx([1.5, 2.3, 3.1, 4.7, 7.9])
+    assert cost.rounds(3) == pytest.approx([seconds / 1.5 for seconds in (1.5, 2.3, 3.1, 4.7, 7.9)])
+    assert cost.prices(1) == pytest.approx([1.0 + 0.1 * k for k in range(9)])
     cheap = cost.stop_rule(Table(), 1)
     assert (cheap.first, cheap.another) == pytest.approx((0.15, 0.15))
     assert cost.stop_rule(Table(), 5).first == 1.0  # a step of 1.5 in rounds of 2.0: c = 0.75

@@ -12,7 +12,8 @@ from dsl_train.collect.coupling import inverse_cdf
 from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 from dsl_train.sampling import Sampling
 
 GREEDY = Sampling()

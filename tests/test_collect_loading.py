@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
-from dsl_train.loading import describe_model, identify, load_pair
+from dsl_train.loading import identify, load_pair
+from dsl_train.model_identity import describe_model
 from dsl_train.records import DslError
 
 

@@ -9,7 +9,8 @@ from transformers.generation.streamers import BaseStreamer
 import dsl_train
 from dsl_train.bench.law import exact_law, fit
 from dsl_train.engine import SpeculativeEngine
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 from dsl_train.policies.factory import make_policy
 from dsl_train.records import DslError
 from dsl_train.runner import CachedModel

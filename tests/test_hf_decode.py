@@ -22,7 +22,8 @@ from transformers.generation.streamers import BaseStreamer
 import dsl_train
 from dsl_train.bench.law import exact_law, fit
 from dsl_train.hf.processors import split_processors
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 from dsl_train.records import DslError
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
@@ -256,7 +257,11 @@ def test_warpers_are_told_from_processors_by_their_place(target):
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
         ({"past_key_values": DynamicCache()}, "past_key_values of an earlier call"),
-        ({"inputs": None, "inputs_embeds": torch.zeros(1, 3, 32)}, "inputs_embeds"),
+        (
+            {"inputs": None, "inputs_embeds": torch.zeros(1, 3, 32)},
+            r"cannot honour inputs_embeds; the draft cannot read the target's embeddings; pass input_ids alone",
+        ),
+        ({"inputs_embeds": torch.zeros(1, 5, 32)}, "cannot honour inputs_embeds"),
         ({"position_ids": torch.tensor([[3, 4, 5, 6, 7]])}, "position_ids other than"),
         ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
         ({"prefill_chunk_size": 4}, "prefill_chunk_size=4"),

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 from transformers.generation.streamers import BaseStreamer
 
-from dsl_train.hf.bundle import REQUIREMENTS, bundle, bundled_modules, write_bundle
+from dsl_train.hf.bundle import FOLDER, REQUIREMENTS, bundle, bundled_modules, write_bundle
 from dsl_train.loading import load_pair
 from dsl_train.predictor.artifact import ship
 from dsl_train.predictor.runtime import CARD
@@ -110,6 +110,13 @@ def test_the_bundle_serves_only(tmp_path):
     required = {re.split(r"\W", line)[0] for line in REQUIREMENTS}
     assert outside <= required | {"safetensors", "huggingface_hub"}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 250_000
+
+
+def test_the_reference_draft_ships_the_code_of_today():
+    artifact = Path(__file__).parent.parent / "checkpoints" / "reference" / "draft" / "dsl"
+    found = {file.name: file.read_text("utf-8") for file in (artifact / FOLDER).glob("*.*")}
+    stale = sorted(name for name in found.keys() | bundle().keys() if found.get(name) != bundle().get(name))
+    assert not stale, f"{stale} differ from the package; run dsl_train.hf.bundle.write_bundle(Path({str(artifact)!r}))"
 
 
 def test_transformers_finds_every_file_of_the_bundle(tmp_path):

@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import dsl_train
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 from dsl_train.records import DslError
 from dsl_train.schema import FEATURES
 

@@ -43,6 +43,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "measure", lambda *_: KNOWN)
+    monkeypatch.setattr(profile, "_quickest_step", lambda _: 2.0)
+    monkeypatch.setattr(profile, "_clocks", lambda: (0.0, 0.0))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, top_p=0.9)])
@@ -107,11 +109,48 @@ def test_a_profile_is_measured_once_and_read_after_that(pair, unmeasured, monkey
 def test_fresh_measures_again_and_replaces_the_cache(pair, unmeasured):
     path = profile.cache_file(pair, False, GREEDY)
     path.parent.mkdir(parents=True)
-    content = {"format_version": profile.FORMAT_VERSION, "cost": asdict(KNOWN) | {"draft_step": 1.0}}
+    evidence = {"disturbed": "", "step": 2.0}
+    content = {"format_version": profile.FORMAT_VERSION, **evidence, "cost": asdict(KNOWN) | {"draft_step": 1.0}}
     path.write_text(json.dumps(content))
     assert profile.cached_profile(pair).draft_step == 1.0
     assert profile.cached_profile(pair, fresh=True) == KNOWN
     assert profile.cached_profile(pair) == KNOWN
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.25, 1.5])
+def test_a_profile_is_read_only_while_a_target_step_takes_what_it_took(pair, unmeasured, monkeypatch, caplog, factor):
+    profile.cached_profile(pair)
+    quicker = dataclasses.replace(KNOWN, draft_step=0.125)
+    monkeypatch.setattr(profile, "measure", lambda *_: quicker)
+    monkeypatch.setattr(profile, "_quickest_step", lambda _: 2.0 * factor)
+    expected = quicker if factor in (0.5, 1.5) else KNOWN
+    with caplog.at_level(logging.WARNING):
+        assert profile.cached_profile(pair) == expected
+    assert ("took 2000.00 ms when it was taken" in caplog.text) == (expected is quicker)
+    assert profile.cached_profile(pair) == expected  # the step of now is kept with it
+
+
+def test_a_profile_measured_while_others_had_the_processor_is_measured_again(pair, unmeasured, monkeypatch, caplog):
+    clocks = iter([(0.0, 0.0), (3.0, 1.5), (10.0, 2.0), (13.0, 5.0)])
+    monkeypatch.setattr(profile, "_clocks", lambda: next(clocks))
+    with caplog.at_level(logging.WARNING):
+        profile.cached_profile(pair)
+    assert "busy machine (1.5 s of processor time in 3.0 s)" in caplog.text
+    monkeypatch.setattr(profile, "measure", lambda *_: dataclasses.replace(KNOWN, draft_step=0.125))
+    assert profile.cached_profile(pair).draft_step == 0.125
+    assert profile.cached_profile(pair).draft_step == 0.125  # undisturbed: the clocks are not read again
+
+
+def test_steps_that_differ_widely_show_that_the_machine_was_busy():
+    def disturbance(low: float, high: float) -> str:
+        return profile._disturbance(dataclasses.replace(KNOWN, spread={"draft": (low, high)}), 3.0, 3.0)
+
+    assert disturbance(1.0, 1.2) == ""
+    assert "half of the draft steps" in disturbance(1.0, 1.5)
+
+
+def test_the_quickest_step_is_timed_on_the_target_itself(pair):
+    assert 0 < profile._quickest_step(pair) < 10
 
 
 def test_what_the_numbers_depend_on_names_the_file(pair):
@@ -133,8 +172,9 @@ def test_what_the_numbers_depend_on_names_the_file(pair):
         "{}",
         "[1]",
         '{"format_version": 1, "cost": {"draft_step": 1.0, "target_step": 2.0}}',
-        '{"format_version": 2, "cost": {"draft_step": [], "target_step": 2.0}}',
-        '{"format_version": 2, "cost": {"target_step": 2.0}}',
+        '{"format_version": 3, "disturbed": "", "step": 2.0, "cost": {"draft_step": [], "target_step": 2.0}}',
+        '{"format_version": 3, "disturbed": "", "step": 2.0, "cost": {"target_step": 2.0}}',
+        '{"format_version": 3, "cost": {"draft_step": 1.0, "target_step": 2.0}}',
     ],
 )
 def test_a_damaged_cache_file_is_measured_anew_with_a_warning(pair, unmeasured, caplog, content):

@@ -15,7 +15,8 @@ from dsl_train.tuning import AS_PUBLISHED
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "proof.py"
 COST = CostProfile(0.2, 1.0, 0.05, predictor=0.02, round_overhead=0.1, target_steps=(1.0, 1.2, 1.25, 1.3))
-TUNED = {"static", "confidence", "kangaroo", "svip", "cumulative", "logistic", "adaedl", "draft-verify", "specdec++"}
+TUNED = {"static", "confidence", "kangaroo", "svip", "cumulative", "logistic", "adaedl", "draft-verify"}
+TUNED |= {"specdec++", "specdec++:draft"}
 
 
 @pytest.fixture(scope="module")

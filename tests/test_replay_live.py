@@ -10,7 +10,8 @@ from dsl_train.collect.text import Request
 from dsl_train.cost import StopRule
 from dsl_train.decisions import build
 from dsl_train.engine import SpeculativeEngine
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 from dsl_train.policies.base import Needs, Policy
 from dsl_train.policies.factory import make_policy
 from dsl_train.policies.learned import LearnedPolicy

@@ -13,7 +13,8 @@ from dsl_train import schema
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.split import Shard, local_device, shard_of
 from dsl_train.collect.tasks import Inputs, Task, read_inputs
-from dsl_train.loading import DTYPES, ModelIdentity, identify, kind_named, load_tokenizer, resolve_device, resolve_dtype
+from dsl_train.loading import DTYPES, identify, kind_named, load_tokenizer, resolve_device, resolve_dtype
+from dsl_train.model_identity import ModelIdentity
 
 
 @dataclass(frozen=True)

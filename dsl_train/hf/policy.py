@@ -6,7 +6,8 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedModel
 
 from dsl_train.hf.families import check_kinds, check_pair_supported
-from dsl_train.loading import ModelIdentity, Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import ModelIdentity, describe_model
 from dsl_train.policies.base import Policy
 from dsl_train.policies.factory import make_policy
 from dsl_train.predictor.runtime import Predictor

@@ -98,7 +98,7 @@ def _check_inputs(input_ids: torch.Tensor, model_kwargs: Mapping[str, Any]) -> N
     if input_ids.shape[0] > 1:
         raise _unsupported(f"a batch of {input_ids.shape[0]}", "call generate once per text")
     if model_kwargs.get("inputs_embeds") is not None or not input_ids.shape[1]:
-        raise _unsupported("inputs_embeds", "the draft cannot read the target's embeddings; pass input_ids")
+        raise _unsupported("inputs_embeds", "the draft cannot read the target's embeddings; pass input_ids alone")
     if getattr(model_kwargs.get("past_key_values"), "_is_user_defined", False):
         raise _unsupported("past_key_values of an earlier call", "pass the whole text as input_ids")
     for name, value in model_kwargs.items():

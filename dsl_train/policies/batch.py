@@ -13,6 +13,9 @@ from dsl_train.policies.base import Needs, Policy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.records import DraftStep, Round
 
+_TRIAL = 6  # rounds after which asking is judged
+_FIRST_REST, _LONGEST_REST = 24, 384  # rounds without a question after trials that lost
+
 
 class BatchPolicy(Protocol):
     """Answers "another?" for every text that could draft one more token. Texts are known by their number in the batch;
@@ -21,7 +24,8 @@ class BatchPolicy(Protocol):
     needs: Needs
 
     def max_lookahead(self, batch_size: int) -> int:
-        """Nobody is asked once so many tokens are drafted; 0 where no answer could be yes."""
+        """Nobody is asked once so many tokens are drafted; 0 for a round in which nobody is asked at all. Called once,
+        at the beginning of a round."""
 
     def begin(self, num_texts: int) -> None:
         """A new batch."""
@@ -75,26 +79,77 @@ class LearnedBatchPolicy:
     keeps the machine's arithmetic busy), c approaches 1, threshold(1) = 1 and the batch drafts nothing.
 
     A drafting text's slot is free once the step is paid, so texts of little survival draft along.
+
+    Where the question itself costs more than the drafts bring, nobody is asked: see :class:`_Ledger`.
     """
 
     needs: Needs = "features"
 
-    def __init__(self, predictor: Predictor, rule_at: Callable[[int], StopRule]) -> None:
-        """`rule_at`: number of unfinished texts -> thresholds at the price of a draft step there."""
-        self.predictor, self.rule_at = predictor, rule_at
+    def __init__(
+        self,
+        predictor: Predictor,
+        rule_at: Callable[[int], StopRule],
+        prices_at: Callable[[int], Sequence[float]] | None = None,
+    ) -> None:
+        """`rule_at`: number of unfinished texts -> thresholds at the price of a draft step there; `prices_at`: -> what
+        rounds with 0, 1, ... drafts cost, in rounds without a question. Without it drafting is taken to pay."""
+        self.predictor, self.rule_at, self.prices_at = predictor, rule_at, prices_at
+        self._ledgers: dict[int, _Ledger] = {}  # of batches of 1, 2-3, 4-7, ... texts
+        self._asked = 0  # texts of this round's batch, 0 if nobody was asked
 
     def max_lookahead(self, batch_size: int) -> int:
-        return self.predictor.max_lookahead if self.rule_at(batch_size).first < 1 else 0
+        self._asked = 0
+        if self.rule_at(batch_size).first >= 1 or not (self.prices_at is None or self._ledger(batch_size).is_open()):
+            return 0
+        return self.predictor.max_lookahead
 
-    def begin(self, num_texts: int) -> None: ...
+    def begin(self, num_texts: int) -> None:
+        drafts = any(self.rule_at(batch_size).first < 1 for batch_size in range(1, num_texts + 1))
+        self.needs = "features" if drafts else "position"
 
     def wants_another(self, texts: Sequence[int], steps: Sequence[DraftStep], batch_size: int) -> list[bool]:
+        self._asked = batch_size
         rule = self.rule_at(batch_size)
         threshold = rule.at(steps[0].position)
         survivals = self.predictor.survival_batch(np.stack([_features(step) for step in steps]))  # [b]
         return [bool(survivals.sum() > threshold * batch_size)] * len(steps)
 
-    def observe(self, text: int, finished: Round) -> None: ...
+    def observe(self, text: int, finished: Round) -> None:
+        if self._asked and self.prices_at:
+            prices, num_drafted = self.prices_at(self._asked), len(finished.drafted)
+            beyond = max(0, num_drafted + 1 - len(prices))  # on the line of the last two
+            price = prices[num_drafted - beyond] + beyond * (prices[-1] - prices[-2])
+            self._ledger(self._asked).gain += len(finished.committed) - price
+
+    def _ledger(self, batch_size: int) -> "_Ledger":
+        return self._ledgers.setdefault(batch_size.bit_length(), _Ledger())
+
+
+class _Ledger:
+    """What asking has brought of late: tokens, less what plain rounds would have brought in the same time.
+
+    A stop rule prices each draft but not the question, whose features cost every text of a batch, and its survivals may
+    be wrong for these texts. So rounds are tried a few at a time; if they lost, nobody is asked for a while, and longer
+    after each further loss. It outlives a batch.
+    """
+
+    def __init__(self) -> None:
+        self.gain = 0.0
+        self._tried = self._resting = 0  # rounds of this trial, and rounds to come without one
+        self._rest = _FIRST_REST
+
+    def is_open(self) -> bool:
+        """Whether to ask in the round that begins now."""
+        if self._tried == _TRIAL:
+            lost = self.gain < 0
+            self._resting = self._rest if lost else 0
+            self._rest = min(2 * self._rest, _LONGEST_REST) if lost else _FIRST_REST
+            self._tried, self.gain = 0, 0.0
+        if self._resting:
+            self._resting -= 1
+            return False
+        self._tried += 1
+        return True
 
 
 def _features(step: DraftStep) -> np.ndarray:

@@ -21,7 +21,8 @@ from dsl_train.collect.text import Request
 from dsl_train.engine import SpeculativeEngine
 from dsl_train.hf import decode
 from dsl_train.hf.families import check_pair_supported
-from dsl_train.loading import Pair, describe_model
+from dsl_train.loading import Pair
+from dsl_train.model_identity import describe_model
 from dsl_train.policies.batch import EachItsOwn
 from dsl_train.sampling import Sampling
 from families.case import EOS, Case, Recorded, cases

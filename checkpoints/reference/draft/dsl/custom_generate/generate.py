@@ -1,0 +1,123 @@
+"""What transformers runs from a draft's `dsl` folder, with nothing of this package installed:
+
+    target.generate(**inputs, custom_generate="<draft>/dsl", trust_remote_code=True)
+
+`bundle.py` writes it there as `custom_generate/generate.py`. transformers imports it from a place of its own and tells
+it everything but where it was: that is read from the call.
+
+The files beside it:
+
+    from .compiled import *
+    from .compiled_step import *
+    from .copies import *
+    from .cost import *
+    from .decoder import *
+    from .drafter import *
+    from .encoder_decoder import *
+    from .engine import *
+    from .features import *
+    from .hf_decoding import *
+    from .hf_families import *
+    from .hf_frames import *
+    from .hf_policy import *
+    from .hf_processors import *
+    from .hf_request import *
+    from .hf_stopping import *
+    from .hub import *
+    from .inputs import *
+    from .kv_cache import *
+    from .loading import *
+    from .model_identity import *
+    from .policies_acceptance import *
+    from .policies_adaptive import *
+    from .policies_alertness import *
+    from .policies_base import *
+    from .policies_factory import *
+    from .policies_learned import *
+    from .policies_online import *
+    from .policies_rules import *
+    from .policies_signals import *
+    from .predictor_light import *
+    from .predictor_runtime import *
+    from .profile import *
+    from .provenance import *
+    from .records import *
+    from .runner import *
+    from .sampling import *
+    from .schema import *
+    from .serving import *
+    from .timing import *
+    from .verify import *
+    from .vocabulary import *
+"""
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
+from transformers.utils import ModelOutput
+
+from .hf_decoding import decode
+from .hf_frames import running
+from .loading import Placement, load_model
+from .policies_base import Policy
+from .predictor_runtime import Predictor
+from .records import DslError
+from .serving import load_predictor
+
+
+def generate(
+    model: PreTrainedModel,
+    draft_model: PreTrainedModel | None = None,
+    assistant_model: PreTrainedModel | None = None,
+    predictor: Predictor | str | Path | None = None,
+    policy: str | Policy = "learned",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    assistant_tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> torch.Tensor | ModelOutput:
+    """`model.generate` by our loop, with all its options. The draft is by default the model in whose folder this was
+    shipped, loaded once; the predictor the one shipped. Raises DslError for what it cannot honour."""
+    if assistant_tokenizer is not None:
+        raise DslError(
+            "custom_generate needs a draft that reads the target's tokens; for assistant_tokenizer= pass "
+            "assistant_model=dsl_train.attach(draft) instead"
+        )
+    source = running(GenerationMixin.generate).get("custom_generate")
+    draft = draft_model or assistant_model or _draft_beside(source, model.dtype, model.device)
+    if predictor is None and policy == "learned":
+        predictor = _predictor(source, revision)
+    if tokenizer is not None:
+        options = _with_stop_strings(tokenizer, options)
+    return model.generate(**options, custom_generate=decode, draft_model=draft, predictor=predictor, policy=policy)  # type: ignore[operator]  # annotated as Tensor
+
+
+@lru_cache(maxsize=4)
+def _predictor(source: str | None, revision: str | None) -> Predictor:
+    if source is None:  # a model that was itself loaded with this as its generate
+        raise DslError("custom_generate cannot tell which folder it was run from; pass predictor=")
+    return load_predictor(source, revision)
+
+
+@lru_cache(maxsize=1)
+def _draft_beside(source: str | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    folder = Path(source or "").resolve().parent
+    if not (source and Path(source).is_dir() and (folder / "config.json").is_file()):
+        raise DslError(f"custom_generate={source!r} does not lie in a draft model's folder; pass draft_model=")
+    return load_model(str(folder), "draft", Placement(dtype, device))
+
+
+def _with_stop_strings(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> dict[str, Any]:
+    """Stop strings as a criterion: the inner `generate` would want the tokenizer for them, and drops it."""
+    settings = copy.copy(options.get("generation_config"))
+    strings = options.get("stop_strings") or (settings and settings.stop_strings)
+    if not strings:
+        return options
+    if settings is not None:
+        settings.stop_strings = None
+    criteria = [*(options.get("stopping_criteria") or []), StopStringCriteria(tokenizer, strings)]
+    return options | {"generation_config": settings, "stop_strings": None, "stopping_criteria": criteria}

@@ -1,0 +1,90 @@
+"""Our loop as transformers' decoding method:
+
+    target.generate(**inputs, custom_generate=dsl_train.hf.decode, draft_model=draft)
+
+`generate` prepares inputs, processors and stopping criteria; this runs the engine under them. When `custom_generate` is
+a function, transformers hands on neither `streamer`, which is read from its call, nor `tokenizer`: pass stop strings as
+`stopping_criteria=[StopStringCriteria(tokenizer, ...)]`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+from transformers.utils import ModelOutput
+
+from .encoder_decoder import EncoderDecoderModel
+from .engine import SpeculativeEngine
+from .hf_frames import running
+from .hf_policy import policy_of
+from .hf_processors import ProcessedModel, split_processors
+from .hf_request import read_request
+from .hf_stopping import Stopped, TextWatch
+from .policies_base import Policy
+from .predictor_runtime import Predictor
+from .records import DslError
+from .runner import CachedModel
+
+
+def decode(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # [1, T]
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    draft_model: PreTrainedModel | None = None,
+    predictor: Predictor | str | Path | None = None,
+    policy: str | Policy = "learned",
+    threshold: float | None = None,
+    inputs_tensor: torch.Tensor | None = None,
+    **model_kwargs: Any,
+) -> torch.Tensor | ModelOutput:
+    """The target's own tokens (greedy) or distribution (sampling), [1, T + new], or transformers' output object.
+
+    `draft_model`, `predictor`, `policy` and `threshold` are arguments of `generate` here; the predictor is by default
+    the one in the draft's `dsl` folder. Raises DslError for every option it cannot honour.
+    """
+    if draft_model is None:
+        raise DslError("custom_generate=dsl_train.hf.decode needs a draft; pass draft_model= (not assistant_model=)")
+    request = read_request(model, input_ids, stopping_criteria, generation_config, model_kwargs)
+    chosen = policy_of(model, draft_model, policy, predictor, threshold)
+    processors, sampling = split_processors(logits_processor, bool(generation_config.do_sample))
+    width = model.config.get_text_config().vocab_size
+    target, draft = (
+        ProcessedModel(runner, processors, request.padding, width, request.keep_rows and runner.model is model)
+        for runner in _runners(model, draft_model, inputs_tensor, model_kwargs)
+    )
+    request.check_room(target.context)
+    engine = SpeculativeEngine(target, draft, chosen, sampling, request.eos_token_ids)
+    streamer = running(GenerationMixin.generate).get("streamer")
+    watch = TextWatch(input_ids, request.criteria, streamer, target.scores if request.output_scores else None)
+    try:
+        seed = int(torch.randint(1 << 62, ()))  # of torch's global generator, as transformers draws from it
+        engine.generate(request.token_ids, request.max_new_tokens, seed, on_round=watch.on_round)
+    except Stopped:
+        pass  # a criterion's word; the watch holds the text up to there
+    watch.end()
+    if not request.return_dict:
+        return watch.token_ids[None]
+    kind: type[ModelOutput] = (
+        GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
+    )
+    span = (input_ids.shape[1], len(watch.token_ids))
+    return kind(
+        sequences=watch.token_ids[None],
+        scores=target.scores(*span) if request.output_scores else None,
+        logits=target.raw_logits(*span) if request.output_logits else None,
+    )
+
+
+def _runners(
+    target: PreTrainedModel, draft: PreTrainedModel, inputs: torch.Tensor | None, model_kwargs: dict[str, Any]
+) -> list[CachedModel]:
+    if not target.config.is_encoder_decoder:
+        return [CachedModel(target), CachedModel(draft)]
+    mask = model_kwargs.get("attention_mask")
+    states = model_kwargs["encoder_outputs"].last_hidden_state
+    assert inputs is not None, "transformers passes the encoder's input to a decoding method that asks for it"
+    return [EncoderDecoderModel(target, states, mask), EncoderDecoderModel.encode(draft, inputs, mask)]
