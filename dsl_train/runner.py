@@ -31,12 +31,14 @@ class CachedModel:
         self.length = 0  # cached tokens
         self._decoder.reset()
 
-    @torch.inference_mode()
     def logits(self, token_ids: Sequence[int], keep: int) -> torch.Tensor:
         """Logits after the last `keep` of `token_ids`, [keep, V]; row -1 predicts the token to come.
 
         `token_ids` is the whole sequence and must begin with what is cached; at least `keep` of it must be new.
         """
+        if not torch.is_inference_mode_enabled():  # the loop has done it once for all forwards
+            with torch.inference_mode():
+                return self.logits(token_ids, keep)
         fed = len(token_ids) - self.length
         assert 0 < keep <= fed, f"keep {keep} of {fed} new tokens ({self.length} of {len(token_ids)} are cached)"
         logits = self._decoder.logits(torch.tensor(token_ids[self.length :], device=self.device), self.length, keep)

@@ -6,6 +6,7 @@ distribution, so one acceptance rule covers both.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
@@ -51,8 +52,14 @@ class Sampling:
 
 def most_likely(logits: torch.Tensor) -> list[int]:
     """Each row's largest, the first of equals: [T, V] -> [T]. On the CPU by numpy, ten times as fast as torch."""
-    ids: list[int] = (logits.float().numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
+    ids: list[int] = (on_host(logits) if logits.is_cpu else logits).argmax(-1).tolist()
     return ids
+
+
+def on_host(logits: torch.Tensor) -> np.ndarray:
+    """float32, of a tensor on the CPU; nothing is called that need not be, since it is called behind a forward, when
+    the caches are cold."""
+    return (logits if logits.dtype is torch.float32 else logits.float()).numpy()
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -18,10 +18,13 @@ import torch
 
 from .copies import CopyIndex
 from .records import DraftPrimitives
+from .sampling import on_host
 from .schema import MEAN_DECAY, TOP
 
 #: Logits this far below the largest count as that far: their probability is nothing, and infinity times nothing none.
 _NEGLIGIBLE = np.float32(-80.0)
+#: Largest logits up to here: the exponentials of all of them can be added in float32 as they are.
+_MODEST = 30.0
 #: An agreement or a share that nothing is known of: as likely as not.
 _UNKNOWN = 0.5
 
@@ -32,8 +35,8 @@ def draft_primitives(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Ten
     `logits` [T, V] is temperature-scaled but not truncated by top-k or top-p; `token_ids` [T] int64. Vocabularies
     smaller than TOP are padded with the smallest log-probability there is.
     """
-    if logits.device.type == "cpu":
-        pairs = zip(logits.float().numpy(), token_ids.tolist(), strict=True)
+    if logits.is_cpu:
+        pairs = zip(on_host(logits), token_ids.tolist(), strict=True)
         return torch.tensor([_draft_row(row, token_id) for row, token_id in pairs]).view(-1, 1 + TOP + 1)
     log_probs = logits.float().log_softmax(-1)  # [T, V]
     top = log_probs.topk(min(TOP, log_probs.shape[-1]), dim=-1).values  # [T, <= TOP]
@@ -45,8 +48,8 @@ def draft_primitives(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Ten
 
 def target_primitives(logits: torch.Tensor) -> torch.Tensor:
     """Entropy and largest probability of each row, [T, 2] float32; `logits` [T, V] temperature-scaled."""
-    if logits.device.type == "cpu":
-        return torch.tensor([_target_row(row) for row in logits.float().numpy()]).view(-1, 2)
+    if logits.is_cpu:
+        return torch.tensor([_target_row(row) for row in on_host(logits)]).view(-1, 2)
     log_probs = logits.float().log_softmax(-1)
     return torch.cat([_entropy(log_probs), log_probs.amax(-1, keepdim=True).exp()], dim=-1)
 
@@ -60,8 +63,8 @@ def read_draft(
     `logits` as in :func:`draft_primitives`, [T, V], overwritten; `token_ids` [T] int64, by default each row's most
     likely one.
     """
-    if logits.device.type == "cpu":
-        rows = logits.float().numpy()
+    if logits.is_cpu:
+        rows = on_host(logits)
         best: list[int] = rows.argmax(-1).tolist()
         ids = best if token_ids is None else token_ids.tolist()
         if for_features:
@@ -101,12 +104,15 @@ def _draft_row(logits: np.ndarray, token_id: int) -> list[float]:  # [V] -> [1 +
 
 def _confidence(logits: np.ndarray, best: int, token_id: int) -> DraftPrimitives:  # [V], overwritten
     """Two log-probabilities and the token's; the entropy, which features do without, is not a number."""
-    others = np.subtract(logits, logits[best], out=logits)
-    token = float(others[token_id])
-    others[best] = -math.inf
-    second = float(others[others.argmax()])
-    log_total = math.log1p(float(np.add.reduce(np.exp(others, out=others))))
-    return DraftPrimitives(token_id, math.nan, (-log_total, second - log_total), token - log_total)
+    most, token = float(logits[best]), float(logits[token_id])
+    logits[best] = -math.inf
+    second = float(logits[logits.argmax()])
+    shift = 0.0 if abs(most) < _MODEST else most
+    if shift:
+        np.subtract(logits, shift, out=logits)
+    others = float(np.add.reduce(np.exp(logits, out=logits)))  # what they weigh beside a weight of exp(most - shift)
+    log_total = math.log1p(others * math.exp(shift - most))
+    return DraftPrimitives(token_id, math.nan, (-log_total, second - most - log_total), token - most - log_total)
 
 
 def _target_row(logits: np.ndarray) -> tuple[float, float]:
