@@ -8,7 +8,7 @@ vocabulary.
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,11 +19,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dsl_train import decoder
+from dsl_train.compiled_call import Graph, GraphCall
 from dsl_train.compiled_step import NARROW, Buffers, Weights, forward
 from dsl_train.kv_cache import reserve
 
 _log = logging.getLogger(__name__)
-WIDTHS = (1, 2, 3, 5, 9, NARROW)  # rows of the graphs; more tokens, a prompt above all, are fed uncompiled
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 13)  # rows of the graphs; more tokens, a prompt above all, are fed uncompiled
+DRAFT_WIDTHS = (1, 2)  # what a draft is fed: its own last token, and with it the one that verification added
 _SAMPLE = 32  # tokens of the text that graphs are made with
 _TOLERANCE = {torch.float32: 1e-3}  # of a graph's logits, relative to the largest; other precisions: 0.1
 
@@ -42,7 +44,7 @@ class CompiledDecoder:
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
         """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
         num_fed = len(token_ids)
-        width = next((width for width in WIDTHS if width >= num_fed), num_fed)
+        width = next((width for width in self.graphs.widths if width >= num_fed), max(num_fed, NARROW + 1))
         if start + width > len(self._buffers.positions):
             self._buffers = self.graphs.buffers(start + width, self._buffers, start)
         padded = functional.pad(token_ids, (0, width - num_fed)) if width > num_fed else token_ids
@@ -57,20 +59,21 @@ class CompiledDecoder:
 
 
 class Graphs:
-    """A model's forward, compiled for each of WIDTHS, for the number of threads and the weights of now."""
+    """A model's forward, compiled for each of `widths`, for the number of threads and the weights of now."""
 
     @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, backend: str = "inductor") -> None:
+    def __init__(self, model: PreTrainedModel, widths: Sequence[int] = WIDTHS, backend: str = "inductor") -> None:
         """Raises NotCompilableError."""
         _check(model)
+        self.widths = widths
         began, self._weights = time.perf_counter(), Weights(model)
         self._network, self._compact = self._weights.network(), self._weights.network(compact=True)
-        self._graphs: dict[int, Callable[..., torch.Tensor]] = {}
+        self._graphs: dict[int, Graph] = {}
         try:
             self._make_all(backend)
         except (TorchDynamoException, torch._inductor.exc.InvalidCxxCompiler) as error:
-            reason = next(line for line in str(error).splitlines() if line.strip())
-            raise NotCompilableError(f"torch.compile cannot ({reason[:200]}); is a C++ compiler installed?") from error
+            reason = " ".join(str(error).split())[:200]
+            raise NotCompilableError(f"torch.compile cannot ({reason}); is a C++ compiler installed?") from error
         self.seconds = time.perf_counter() - began
 
     def run(self, token_ids: torch.Tensor, start: int, buffers: Buffers, keep: int) -> torch.Tensor:
@@ -78,7 +81,7 @@ class Graphs:
         width = len(token_ids)
         positions = buffers.positions[: start + width]
         if width in self._graphs:
-            return self._graphs[width](token_ids, positions, buffers, width)[width - keep :]
+            return self._graphs[width](token_ids, positions, buffers)[width - keep :]
         return forward(self._network, token_ids, positions, buffers, keep)
 
     @torch.inference_mode()
@@ -98,19 +101,20 @@ class Graphs:
             torch._dynamo.mark_dynamic(tensor, 1)  # they may grow
         for tensor in (buffers.cosines, buffers.sines):
             torch._dynamo.mark_dynamic(tensor, 0)
-        for width in WIDTHS:
-            graph = torch.compile(  # type: ignore[call-overload]  # its annotations lag behind
+        for width in self.widths:
+            compiled = torch.compile(  # type: ignore[call-overload]  # its annotations lag behind
                 forward, fullgraph=True, backend=backend, options=_options(backend), isolate_recompiles=True
             )
-            self._make(width, partial(graph, self._compact), text[_SAMPLE : _SAMPLE + width], buffers)
+            self._make(width, partial(compiled, self._compact, keep=width), text[_SAMPLE : _SAMPLE + width], buffers)
 
-    def _make(self, width: int, graph: Callable[..., torch.Tensor], token_ids: torch.Tensor, buffers: Buffers) -> None:
+    def _make(self, width: int, compiled: Graph, token_ids: torch.Tensor, buffers: Buffers) -> None:
         """Call the graph once, which compiles it, and see that it computes what the model does."""
         positions = buffers.positions[: _SAMPLE + width]
         torch._dynamo.mark_dynamic(positions, 0)
         with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # the last graph's width is not this one's
-            found = graph(token_ids, positions, buffers, width)
-        expected = self.run(token_ids, _SAMPLE, buffers, width)
+            compiled(token_ids, positions, buffers)
+        graph = GraphCall.behind(compiled, token_ids, positions, buffers) or compiled
+        found, expected = graph(token_ids, positions, buffers), self.run(token_ids, _SAMPLE, buffers, width)
         error = float((found - expected).abs().max() / expected.abs().max())
         if not error < _TOLERANCE.get(expected.dtype, 0.1):
             raise NotCompilableError(f"its compiled logits over {width} tokens are off by {error:.0e} of the largest")
@@ -121,22 +125,23 @@ def _options(backend: str) -> dict[str, Any]:
     """For one graph: torch takes the guards' entry out of the dictionary. Each graph has one caller, who feeds it one
     shape: nothing to guard."""
     guards = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    return {**guards, **({"cpp.enable_floating_point_contract_flag": "fast"} if backend == "inductor" else {})}
+    inductor = {"cpp.enable_floating_point_contract_flag": "fast", "size_asserts": False}
+    return {**guards, **(inductor if backend == "inductor" else {})}
 
 
 _compiled: WeakKeyDictionary[PreTrainedModel, Graphs] = WeakKeyDictionary()
 
 
-def warm_up(*models: PreTrainedModel, backend: str = "inductor") -> float:
+def warm_up(target: PreTrainedModel, draft: PreTrainedModel, backend: str = "inductor") -> float:
     """Compile the models, those that can be and are not yet; from then on whoever caches one runs its graphs. Says in
     the log which runs as before, and why. Returns the seconds it took."""
     began = time.perf_counter()
-    for model in models:
+    for model, widths in ((target, WIDTHS), (draft, DRAFT_WIDTHS)):
         name = model.name_or_path or type(model).__name__
         if model in _compiled:
             continue
         try:
-            _compiled[model] = Graphs(model, backend)
+            _compiled[model] = Graphs(model, widths, backend)
         except NotCompilableError as error:
             _log.warning("%s is not compiled and runs as it is: %s", name, error)
         else:

@@ -11,7 +11,17 @@ PACKAGE = Path(__file__).parent.parent / "dsl_train"
 
 LAYERS = (
     {"schema", "provenance", "cost", "records"},
-    {"features", "sampling", "policies.base", "copies", "kv_cache", "decoder", "compiled", "compiled_step"},
+    {
+        "features",
+        "sampling",
+        "policies.base",
+        "copies",
+        "kv_cache",
+        "decoder",
+        "compiled",
+        "compiled_call",
+        "compiled_step",
+    },
     {
         "verify",
         "runner",

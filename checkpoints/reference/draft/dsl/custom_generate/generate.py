@@ -8,6 +8,7 @@ it everything but where it was: that is read from the call.
 The files beside it:
 
     from .compiled import *
+    from .compiled_call import *
     from .compiled_step import *
     from .copies import *
     from .cost import *
