@@ -97,15 +97,26 @@ class Buffers(NamedTuple):
 
 def forward(
     network: Network, token_ids: torch.Tensor, positions: torch.Tensor, buffers: Buffers, keep: int
-) -> torch.Tensor:
-    """Feed `token_ids` [T] at the last T of `positions` [L]; logits after the last `keep` of them, [keep, V]."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Feed `token_ids` [T] at the last T of `positions` [L]; logits after the last `keep` of them, [keep, V], and what
+    greedy decoding wants to know of them, [keep, 3]."""
     fed = positions[len(positions) - len(token_ids) :]
     angles = buffers.cosines[fed][:, None], buffers.sines[fed][:, None]  # [T, 1, D] each
     mask = torch.where(positions <= fed[:, None], 0.0, -torch.inf).to(network.embedding.dtype)  # [T, L]
     x = functional.embedding(token_ids, network.embedding)  # [T, hidden]
     for layer, keys, values in zip(network.layers, buffers.keys, buffers.values, strict=True):
         x = layer_forward(x, layer, keys, values, fed, mask, *angles, network.eps)
-    return network.head(_normalise(x[len(x) - keep :], network.norm, network.eps))
+    logits = network.head(_normalise(x[len(x) - keep :], network.norm, network.eps))
+    return logits, _read(logits.float())
+
+
+def _read(logits: torch.Tensor) -> torch.Tensor:  # [T, V] float32 -> [T, 3]
+    """The most likely token, its log-probability and that of the next, as `features.read_draft` has them."""
+    largest, ids = logits.max(-1, keepdim=True)
+    is_first = torch.arange(logits.shape[-1], device=logits.device) == ids
+    others = logits.masked_fill(is_first, -torch.inf) - largest
+    log_total = others.exp().sum(-1, keepdim=True).log1p()
+    return torch.cat([ids.float(), -log_total, others.amax(-1, keepdim=True) - log_total], -1)
 
 
 @torch.compiler.nested_compile_region  # compiled once, not once a layer

@@ -1,5 +1,6 @@
 """One text's tokens through one model: what is fed, what is kept, what is taken back."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from dsl_train import compiled, decoder
+from dsl_train.features import read_draft
 from dsl_train.kv_cache import growing_cache
+from dsl_train.records import DraftPrimitives
 
 
 class CachedModel:
@@ -19,11 +22,15 @@ class CachedModel:
     drafts by several, and nobody needs to know.
     """
 
+    _compiled: compiled.CompiledDecoder | None = None
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = model.device
         self.context = context_length(model)
         self._decoder: Decoder = _decoder_for(model)
+        if isinstance(self._decoder, compiled.CompiledDecoder):
+            self._compiled = self._decoder
         self.reset()
 
     def reset(self) -> None:
@@ -39,11 +46,25 @@ class CachedModel:
         if not torch.is_inference_mode_enabled():  # the loop has done it once for all forwards
             with torch.inference_mode():
                 return self.logits(token_ids, keep)
-        fed = len(token_ids) - self.length
-        assert 0 < keep <= fed, f"keep {keep} of {fed} new tokens ({self.length} of {len(token_ids)} are cached)"
-        logits = self._decoder.logits(torch.tensor(token_ids[self.length :], device=self.device), self.length, keep)
+        logits = self._decoder.logits(self._new(token_ids, keep), self.length, keep)
         self.length = len(token_ids)
         return logits
+
+    def choose(self, token_ids: Sequence[int], keep: int) -> tuple[list[int], DraftPrimitives]:
+        """What greedy drafting reads of :meth:`logits`: each row's most likely token, and the last row's primitives as
+        far as features want them."""
+        if self._compiled is None:
+            return read_draft(self.logits(token_ids, keep), for_features=True)
+        rows = self._compiled.read(self._new(token_ids, keep), self.length, keep)
+        self.length = len(token_ids)
+        _, first, second = rows[-1]
+        ids = [int(row[0]) for row in rows]
+        return ids, DraftPrimitives(ids[-1], math.nan, (first, second), first)
+
+    def _new(self, token_ids: Sequence[int], keep: int) -> torch.Tensor:
+        fed = len(token_ids) - self.length
+        assert 0 < keep <= fed, f"keep {keep} of {fed} new tokens ({self.length} of {len(token_ids)} are cached)"
+        return torch.tensor(token_ids[self.length :], device=self.device)
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens, and for good: the next call may not ask for fewer where

@@ -14,6 +14,7 @@ from dsl_train import compiled
 from dsl_train.compiled import CompiledDecoder, Graphs, NotCompilableError
 from dsl_train.compiled_call import GraphCall
 from dsl_train.engine import SpeculativeEngine
+from dsl_train.features import read_draft
 from dsl_train.policies.factory import make_policy
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
@@ -112,7 +113,7 @@ def test_a_family_that_cannot_be_compiled_runs_as_it_is_and_says_why_once(caplog
 
 def test_graphs_that_compute_something_else_are_refused(monkeypatch):
     def compile_wrongly(forward, isolate_recompiles, **options):
-        return lambda *args, **kwargs: 1.01 * forward(*args, **kwargs)
+        return lambda *args, **kwargs: [1.01 * rows for rows in forward(*args, **kwargs)]
 
     monkeypatch.setattr(torch, "compile", compile_wrongly)
     with pytest.raises(NotCompilableError, match="compiled logits over 1 tokens are off by 1e-02"):
@@ -137,3 +138,19 @@ def test_generated_code_gives_the_same_tokens_and_is_called_directly():
     for sampling in (Sampling(), Sampling(0.8)):
         expected, found = (generated(models, sampling, max_new_tokens=240) for models in (plain, fast))
         assert expected.token_ids == found.token_ids
+
+
+@torch.inference_mode()
+def test_choices_and_primitives_are_those_of_the_logits(pairs):
+    _, (_, draft) = pairs
+    model = CachedModel(draft)
+    model.logits(PROMPT, keep=1)
+    for num_fed in (1, 2, 3):
+        text = [*PROMPT, 4, 5, 6][: len(PROMPT) + num_fed]
+        expected_ids, expected = read_draft(model.logits(text, num_fed).clone(), for_features=True)
+        model.truncate(len(PROMPT))
+        ids, found = model.choose(text, num_fed)
+        model.truncate(len(PROMPT))
+        assert (ids, found.token_id) == (expected_ids, expected.token_id)
+        assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-5)
+        assert found.token_log_prob == pytest.approx(expected.token_log_prob, abs=1e-5)

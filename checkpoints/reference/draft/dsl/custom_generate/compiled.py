@@ -43,13 +43,22 @@ class CompiledDecoder:
 
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
         """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
+        return self._feed(token_ids, start, keep)[0]
+
+    def read(self, token_ids: torch.Tensor, start: int, keep: int) -> list[list[float]]:
+        """The same; of each row the most likely token, its log-probability and that of the next: worked out on the way,
+        they cost next to nothing."""
+        rows: list[list[float]] = self._feed(token_ids, start, keep)[1].tolist()
+        return rows
+
+    def _feed(self, token_ids: torch.Tensor, start: int, keep: int) -> list[torch.Tensor]:
         num_fed = len(token_ids)
         width = next((width for width in self.graphs.widths if width >= num_fed), max(num_fed, NARROW + 1))
         if start + width > len(self._buffers.positions):
             self._buffers = self.graphs.buffers(start + width, self._buffers, start)
         padded = functional.pad(token_ids, (0, width - num_fed)) if width > num_fed else token_ids
-        logits = self.graphs.run(padded, start, self._buffers, keep + width - num_fed)
-        return logits[:keep]  # behind them what the padding says; its traces are overwritten by what is fed next
+        rows = self.graphs.run(padded, start, self._buffers, keep + width - num_fed)
+        return [row[:keep] for row in rows]  # behind them what the padding says; what is fed next overwrites its traces
 
     def truncate(self, num_removed: int) -> None:
         """Nothing to do: what is fed next overwrites."""
@@ -76,13 +85,14 @@ class Graphs:
             raise NotCompilableError(f"torch.compile cannot ({reason}); is a C++ compiler installed?") from error
         self.seconds = time.perf_counter() - began
 
-    def run(self, token_ids: torch.Tensor, start: int, buffers: Buffers, keep: int) -> torch.Tensor:
-        """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
+    def run(self, token_ids: torch.Tensor, start: int, buffers: Buffers, keep: int) -> list[torch.Tensor]:
+        """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V], and
+        their readings [keep, 3]."""
         width = len(token_ids)
         positions = buffers.positions[: start + width]
         if width in self._graphs:
-            return self._graphs[width](token_ids, positions, buffers)[width - keep :]
-        return forward(self._network, token_ids, positions, buffers, keep)
+            return [rows[width - keep :] for rows in self._graphs[width](token_ids, positions, buffers)]
+        return list(forward(self._network, token_ids, positions, buffers, keep))
 
     @torch.inference_mode()
     def buffers(self, needed: int, old: Buffers | None = None, filled: int = 0) -> Buffers:
@@ -114,7 +124,7 @@ class Graphs:
         with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # the last graph's width is not this one's
             compiled(token_ids, positions, buffers)
         graph = GraphCall.behind(compiled, token_ids, positions, buffers) or compiled
-        found, expected = graph(token_ids, positions, buffers), self.run(token_ids, _SAMPLE, buffers, width)
+        found, expected = graph(token_ids, positions, buffers)[0], self.run(token_ids, _SAMPLE, buffers, width)[0]
         error = float((found - expected).abs().max() / expected.abs().max())
         if not error < _TOLERANCE.get(expected.dtype, 0.1):
             raise NotCompilableError(f"its compiled logits over {width} tokens are off by {error:.0e} of the largest")

@@ -13,8 +13,8 @@ import torch
 
 from .compiled_step import Buffers
 
-Graph = Callable[[torch.Tensor, torch.Tensor, Buffers], torch.Tensor]
-"""Token ids [T], positions [L] and a text's buffers -> logits [T, V]."""
+Graph = Callable[[torch.Tensor, torch.Tensor, Buffers], Sequence[torch.Tensor]]
+"""Token ids [T], positions [L] and a text's buffers -> logits [T, V] and readings [T, 3]."""
 
 
 class GraphCall:
@@ -47,11 +47,11 @@ class GraphCall:
         slots = _slots(inputs, _of_text(token_ids, positions, buffers))
         return None if slots is None else cls(graph, inputs, slots)
 
-    def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor, buffers: Buffers) -> torch.Tensor:
+    def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor, buffers: Buffers) -> Sequence[torch.Tensor]:
         inputs, given = self._inputs.copy(), _of_text(token_ids, positions, buffers)  # the graph empties its list
         for place, number in self._slots:
             inputs[place] = given[number]
-        return self._graph(inputs)[0]
+        return self._graph(inputs)
 
 
 def _of_text(token_ids: torch.Tensor, positions: torch.Tensor, buffers: Buffers) -> list[Any]:

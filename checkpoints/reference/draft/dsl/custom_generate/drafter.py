@@ -86,14 +86,19 @@ class Drafter:
         self, tokens: list[int], generator: torch.Generator
     ) -> tuple[int, torch.Tensor | None, DraftPrimitives | None]:
         """The next token, the distribution it was drawn from [V] (None when greedy), its primitives if wanted."""
-        rows = self.draft.logits(tokens, keep=len(self._behind) + 1)  # [behind + 1, V]
+        keep = len(self._behind) + 1
         if not self.sampling.greedy:
-            return self._draw_token(rows, generator)
+            return self._draw_token(self.draft.logits(tokens, keep), generator)
+        if self.text is not None:
+            ids, primitives = self.draft.choose(tokens, keep)
+            if self._behind:
+                agreed = (choice == token_id for choice, (token_id, _) in zip(ids, self._behind, strict=False))
+                self._catch_up(map(float, agreed))
+            return ids[-1], None, primitives
+        rows = self.draft.logits(tokens, keep)  # [1, V]
         if self.policy.needs == "position":
             return most_likely(rows)[-1], None, None
-        ids, primitives = read_draft(rows, for_features=self.text is not None)
-        if self._behind:
-            self._catch_up(float(choice == token_id) for choice, (token_id, _) in zip(ids, self._behind, strict=False))
+        ids, primitives = read_draft(rows)
         return ids[-1], None, primitives
 
     def _draw_token(
