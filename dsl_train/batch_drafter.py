@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dsl_train.drafter import DraftBlock
-from dsl_train.features import BlockState, TextState, assemble, draft_primitives, unpack_draft
+from dsl_train.features import BlockState, TextState, assemble, draft_primitives, read_draft, unpack_draft
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.ragged import RaggedModel
 from dsl_train.records import DraftPrimitives, DraftStep
@@ -135,10 +135,17 @@ class BatchDrafter:
             for token_id, block in zip(choices.tolist(), blocks, strict=True):
                 block.append(token_id, None)
             return
-        primitives = draft_primitives(self.sampling.scale(scores), choices)
+        for (token_id, primitives), block in zip(self._read(self.sampling.scale(scores), choices), blocks, strict=True):
+            block.append(token_id, primitives)
+
+    def _read(self, scaled: torch.Tensor, choices: torch.Tensor) -> list[tuple[int, DraftPrimitives]]:
+        """The drafted tokens [b] with their primitives, of logits [b, V]; on the CPU no more of them than wanted."""
+        if scaled.is_cpu and self.policy.needs == "features":
+            rows = zip(scaled.split(1), choices.split(1), strict=True)
+            return [(ids[0], primitives) for ids, primitives in (read_draft(*row, for_features=True) for row in rows)]
+        primitives = draft_primitives(scaled, choices)
         packed = torch.cat([choices[:, None].float(), primitives], dim=-1).tolist()  # one copy to the host
-        for (choice, *values), block in zip(packed, blocks, strict=True):
-            block.append(int(choice), unpack_draft(values, int(choice)))
+        return [(int(choice), unpack_draft(values, int(choice))) for choice, *values in packed]
 
     def _read_long_behind(self, blocks: Sequence[_Block], batch_size: int) -> None:
         while late := [block for block in blocks if len(block.text.behind) > _MAX_BEHIND]:

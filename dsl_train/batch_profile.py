@@ -124,6 +124,6 @@ def batch_policy(
         return EachItsOwn(lambda: copy.deepcopy(policy))
     predictor = policy.predictor
     if threshold is not None:
-        return LearnedBatchPolicy(predictor, lambda _: StopRule.of(threshold))
+        return LearnedBatchPolicy(predictor, lambda _: StopRule.of(threshold), clock=None)
     cost = measure_batch(pair, predictor, batch_size, sampling)
-    return LearnedBatchPolicy(predictor, cache(partial(cost.stop_rule, predictor)), cache(cost.prices))
+    return LearnedBatchPolicy(predictor, cache(partial(cost.stop_rule, predictor)))

@@ -106,17 +106,34 @@ def load_pair(
 
     Raises DslError for a missing, foreign or damaged folder and for two different vocabularies.
     """
+    pair = load_any_pair(target, draft, dtype, device, device_map, quantization)
+    if _has_tokenizer(draft):
+        vocabulary.check_same(pair.tokenizer, load_tokenizer(draft), target, draft)
+    vocabulary.share_width(pair.target, pair.draft, len(pair.tokenizer), target, draft)
+    return pair
+
+
+def load_any_pair(
+    target: str,
+    draft: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    quantization: str | None = None,
+) -> Pair:
+    """The same, whatever the draft's tokenizer. The pair has the target's."""
     place = resolve_device(device)
     precision = DTYPES[resolve_dtype(dtype, place)]
     target_model = load_model(target, "target", Placement(precision, place, device_map, quantization))
     draft_model = load_model(draft, "draft", Placement(precision, target_model.device))
     identities = (describe_model(target_model, target, quantization), describe_model(draft_model, draft))
-    tokenizer = load_tokenizer(target)
-    if _has_tokenizer(draft):
-        vocabulary.check_same(tokenizer, load_tokenizer(draft), target, draft)
-    vocabulary.share_width(target_model, draft_model, len(tokenizer), target, draft)
     check_pair_supported(target_model, draft_model)
-    return Pair(target_model, draft_model, tokenizer, *identities)
+    return Pair(target_model, draft_model, load_tokenizer(target), *identities)
+
+
+def share_tokenizer(target: str, draft: str) -> bool:
+    """Whether both speak the same tokens; a draft without a tokenizer of its own is taken to."""
+    return not _has_tokenizer(draft) or vocabulary.are_same(load_tokenizer(target), load_tokenizer(draft))
 
 
 def resolve_device(device: str) -> torch.device:

@@ -5,9 +5,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dsl_train.records import DslError
 
 
+def are_same(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    return bool(ours.get_vocab() == theirs.get_vocab())
+
+
 def check_same(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, target: str, draft: str) -> None:
     """Raises DslError with the first token that target and draft number differently."""
-    if ours.get_vocab() == theirs.get_vocab():
+    if are_same(ours, theirs):
         return
     ours_by_id, theirs_by_id = (
         {index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (ours, theirs)

@@ -266,26 +266,38 @@ def finished(drafted, committed):
     return Round(10, (1,) * drafted, max(0, committed - 1), (1,) * committed)
 
 
-def rounds_asked(policy, num_rounds, drafted, committed):
-    """How many of the rounds ask, each drafting and committing so many tokens of both texts."""
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def rounds_asked(num_rounds, seconds_asked, tokens_asked):
+    """How many of the rounds ask; the others take a second for a token of each text."""
+    clock = Clock()
+    policy = LearnedBatchPolicy(Survival(), lambda _: StopRule.of(0.5), clock)
     asked = 0
     for _ in range(num_rounds):
-        if policy.max_lookahead(2):
-            asked += 1
-            policy.wants_another([0, 1], steps_with([0.9, 0.9]), 2)
+        asks = policy.max_lookahead(2) > 0
+        asked += asks
+        clock.now += seconds_asked if asks else 1.0
         for text in range(2):
-            policy.observe(text, finished(drafted, committed))
+            policy.observe(text, finished(tokens_asked - 1, tokens_asked) if asks else finished(0, 1))
     return asked
 
 
-def test_a_question_that_loses_is_asked_ever_more_seldom_and_one_that_pays_in_every_round():
-    prices = (1.1, 1.5, 1.9)
-    losing = LearnedBatchPolicy(Survival(), lambda _: StopRule.of(0.5), lambda _: prices)
-    first, later = rounds_asked(losing, 200, 0, 1), rounds_asked(losing, 200, 0, 1)  # never drafts: 1 token for 1.1
-    assert 0 < later < first < 30
-    paying = LearnedBatchPolicy(Survival(), lambda _: StopRule.of(0.5), lambda _: prices)
-    assert rounds_asked(paying, 200, 4, 3) == 200  # 3 tokens for 1.9 + 2 * 0.4
-    assert rounds_asked(paying, 200, 5, 3) < 100  # for 3.1
+def test_the_faster_kind_of_round_by_the_clock_gets_nearly_all_of_them():
+    assert rounds_asked(2000, seconds_asked=2.1, tokens_asked=2) < 0.05 * 2000
+    assert rounds_asked(2000, seconds_asked=1.9, tokens_asked=2) > 0.95 * 2000
+    assert rounds_asked(2000, seconds_asked=1.1, tokens_asked=1) < 0.05 * 2000
+
+
+def test_a_threshold_of_the_users_own_is_asked_in_every_round():
+    policy = LearnedBatchPolicy(Survival(), lambda _: StopRule.of(0.5), clock=None)
+    for _ in range(100):
+        assert policy.max_lookahead(2) > 0
+        policy.observe(0, finished(0, 1))
 
 
 def test_a_batch_that_never_drafts_computes_no_features():

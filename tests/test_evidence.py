@@ -202,7 +202,7 @@ def test_traces_without_tails_and_texts_with_one_outcome_are_reported():
 
 def test_prompts_cannot_be_tuned_on_and_judged_by(tmp_path, monkeypatch):
     folder = str(write_traces(tmp_path / "traces", num_prompts=3))
-    stub = SimpleNamespace(check_pair=lambda **_: None, max_lookahead=4)
+    stub = SimpleNamespace(check_pair=lambda *_: None, max_lookahead=4)
     monkeypatch.setattr("dsl_train.evidence.inputs.find_predictor", lambda *_: stub)
     assert from_folders([folder], []).tuning is None
     with pytest.raises(DslError, match=r"3 prompts are in --traces and in --tune_on \(prompt-0 first\)"):

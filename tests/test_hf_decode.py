@@ -123,6 +123,21 @@ def test_left_padding_is_hidden_from_the_models_and_shown_to_the_processors(targ
         ours(target, draft, padded, attention_mask=mask.flip(1))
 
 
+@pytest.mark.parametrize("num_padding", [0, 2])
+def test_a_prompt_of_embeddings_is_continued_as_by_the_target(target, draft, num_padding):
+    """The target reads the embeddings, the draft the ids beside them; nothing says that they belong together."""
+    soft = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0] * num_padding + [1] * (5 - num_padding)])
+    written = target.get_input_embeddings()(PROMPT).detach()
+    for embeddings in (soft, written):
+        options = {"inputs_embeds": embeddings, "attention_mask": mask}
+        expected = theirs(target, **options, return_dict_in_generate=True, output_scores=True)
+        found = ours(target, draft, **options, return_dict_in_generate=True, output_scores=True)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        torch.testing.assert_close(torch.cat(found.scores), torch.cat(expected.scores), rtol=1e-4, atol=1e-4)
+    assert ours(target, draft, inputs_embeds=soft).tolist() != ours(target, draft).tolist()
+
+
 def test_scores_and_logits_are_those_of_plain_generation(target, draft):
     options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "repetition_penalty": 1.4}
     found, expected = ours(target, draft, **options), theirs(target, **options)
@@ -259,9 +274,10 @@ def test_warpers_are_told_from_processors_by_their_place(target):
         ({"past_key_values": DynamicCache()}, "past_key_values of an earlier call"),
         (
             {"inputs": None, "inputs_embeds": torch.zeros(1, 3, 32)},
-            r"cannot honour inputs_embeds; the draft cannot read the target's embeddings; pass input_ids alone",
+            r"cannot honour inputs_embeds of 3 positions beside 0 input_ids; the draft cannot read the target's "
+            r"embeddings; pass an id for each position beside them",
         ),
-        ({"inputs_embeds": torch.zeros(1, 5, 32)}, "cannot honour inputs_embeds"),
+        ({"inputs_embeds": torch.zeros(1, 4, 32)}, "inputs_embeds of 4 positions beside 5 input_ids"),
         ({"position_ids": torch.tensor([[3, 4, 5, 6, 7]])}, "position_ids other than"),
         ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
         ({"prefill_chunk_size": 4}, "prefill_chunk_size=4"),

@@ -84,7 +84,7 @@ def run_replay(config: BenchConfig) -> ReplayTable:
     predictor = None
     if any(map(is_learned, names)):
         predictor = load_predictor(config.predictor or config.draft or traces.pair["draft"]["id"])
-        predictor.check_pair(**traces.pair)
+        predictor.check_pair(traces.pair["target"], traces.pair["draft"])
     prices: list[Price] = sorted([*set(config.c), *measured_price(config)], key=c_of)
     walked = decisions.build(traces, predictor.max_lookahead) if predictor else decisions.build(traces)
     sampled = any(sequence.temperature > 0 for sequence in walked.sequences)

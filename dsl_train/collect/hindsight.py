@@ -32,10 +32,11 @@ _MAX_CHUNK = 32
 class HindsightCollector:
     """Owns nothing between two batches."""
 
-    def __init__(self, pair: Pair, config: CollectConfig) -> None:
+    def __init__(self, pair: Pair, config: CollectConfig, check: bool = True) -> None:
+        """`check`: put texts aside whose response the target would not have given."""
         check_padded(pair.target, "target")
         check_padded(pair.draft, "draft")
-        self.pair, self.config = pair, config
+        self.pair, self.config, self._check = pair, config, check
         self.context = min(context_length(model) for model in (pair.target, pair.draft))
         self.vocab_size = pair.target.config.get_text_config().vocab_size
         self._tails = TailReader(pair, config, self.context)
@@ -79,7 +80,7 @@ class HindsightCollector:
         texts, rows = batch.texts, []
         while batch.texts:
             chunk = batch.read(self._chunk_size(len(batch.texts)))
-            depth_0 = self._label(chunk, batch.brought_along)
+            depth_0 = self._label(chunk, self._check and batch.brought_along)
             rows += [depth_0, *self._tails.read(chunk, depth_0, batch.draft)]
             batch.drop_finished()
         return self._finish(texts, join_rows(rows))

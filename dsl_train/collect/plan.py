@@ -13,8 +13,17 @@ from dsl_train import schema
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.split import Shard, local_device, shard_of
 from dsl_train.collect.tasks import Inputs, Task, read_inputs
-from dsl_train.loading import DTYPES, identify, kind_named, load_tokenizer, resolve_device, resolve_dtype
+from dsl_train.loading import (
+    DTYPES,
+    identify,
+    kind_named,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    share_tokenizer,
+)
 from dsl_train.model_identity import ModelIdentity
+from dsl_train.records import DslError
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class Plan:
     target: ModelIdentity
     draft: ModelIdentity
     inputs: Inputs
+    tokenizer: str | None = None
+    """Whose tokens are recorded, if the draft has its own."""
 
     @property
     def folder(self) -> Path:
@@ -43,7 +54,10 @@ class Plan:
         return {
             "config": asdict(self.config),
             "device": self.config.device.partition(":")[0],
-            "pair": {"target": self.target.to_dict(), "draft": self.draft.to_dict()},
+            "pair": {
+                **{"target": self.target.to_dict(), "draft": self.draft.to_dict()},
+                **({"tokenizer": self.tokenizer} if self.tokenizer else {}),
+            },
             "prompts": {"number": len(self.inputs.tasks), "hash": self.inputs.hash},
             "shard": asdict(self.shard),
             "schema": {"version": schema.TRACE_VERSION},
@@ -57,7 +71,13 @@ def make_plan(config: CollectConfig) -> Plan:
     target = identify(config.target, "target", DTYPES[dtype], config.quantization)
     draft = identify(config.draft, "draft", DTYPES[dtype])
     inputs = read_inputs(config, load_tokenizer(config.target), target.vocab_size, shard, kind_named(config.target))
-    return Plan(replace(config, dtype=dtype, device=str(device)), shard, target, draft, inputs)
+    tokenizer = None if share_tokenizer(config.target, config.draft) else config.draft
+    if tokenizer and not (config.method == "hindsight" and config.sampling.greedy):
+        raise DslError(
+            f"target {config.target} and draft {config.draft} have different tokenizers: such a pair is collected by "
+            f"method hindsight at temperature 0, not by {config.method} at {config.temperature}; leave both out"
+        )
+    return Plan(replace(config, dtype=dtype, device=str(device)), shard, target, draft, inputs, tokenizer)
 
 
 def _device(config: CollectConfig) -> torch.device:

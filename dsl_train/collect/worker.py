@@ -13,11 +13,11 @@ from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.tasks import Rejected, Task
-from dsl_train.collect.text import CollectedText, Collector, Reject, Request
+from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Collector, Reject, Request
+from dsl_train.collect.translated import Translator
 from dsl_train.cost import CostProfile
-from dsl_train.loading import Pair, load_pair
+from dsl_train.loading import Pair, load_any_pair, load_pair, load_tokenizer, share_tokenizer
 from dsl_train.profile import cached_profile
-from dsl_train.records import DslError
 from dsl_train.traces import Counts, Rows, TraceSequence, join_rows
 
 METHODS: dict[str, Callable[[Pair, CollectConfig], Collector]] = {
@@ -53,14 +53,21 @@ class Worker:
             torch.set_num_threads(config.num_threads)
         self.config = config
         placement = (config.dtype, config.device, config.device_map, config.quantization)
-        self.pair = load_pair(config.target, config.draft, *placement)
-        self.collector = METHODS[config.method](self.pair, config)
+        self._translator: Translator | None = None
         self._cost: CostProfile | None = None
+        self.collector: Collector
+        if share_tokenizer(config.target, config.draft):
+            self.pair = load_pair(config.target, config.draft, *placement)
+            self.collector = METHODS[config.method](self.pair, config)
+        else:
+            self.pair = load_any_pair(config.target, config.draft, *placement)
+            self._translator = Translator(self.pair, load_tokenizer(config.draft), config.max_new_tokens)
+            self.collector = HindsightCollector(self._translator.labelling, config, check=False)
 
     def run(self, part: int, tasks: Sequence[Task]) -> FinishedPart:
-        """The part, and what the pair costs."""
+        """The part, and what the pair costs, which is not known of two tokenizers."""
         finished = self.collect_part(part, tasks)
-        if finished.sequences and self._cost is None:
+        if finished.sequences and self._cost is None and self._translator is None:
             self._cost = cached_profile(self.pair, sampling=self.config.sampling)
         return replace(finished, cost=self._cost)
 
@@ -76,14 +83,21 @@ class Worker:
             assert isinstance(request, Request), "what was not asked was not answered"
             sequence_id = part * self.config.part_size + i
             sequences.append(_sequence(sequence_id, task, request, answer))
-            rows.append({"sequence_id": np.full(len(answer.rows["index"]), sequence_id), **answer.rows})
+            rows.append({"sequence_id": np.full(len(answer.rows["index"]), sequence_id), **self._known(answer.rows)})
         return FinishedPart(part, join_rows(rows), tuple(sequences), tuple(rejected), len(tasks))
+
+    def _known(self, rows: Rows) -> Rows:
+        """Without the target's own columns where it was not asked in these tokens."""
+        if self._translator is None:
+            return rows
+        return rows | {name: np.full_like(rows[name], np.nan) for name in ("target_entropy", "target_top_prob")}
 
     def _request(self, task: Task) -> Request | Reject:
         try:
-            return task.request(self.pair, self.config.seed)
-        except DslError as error:
-            return Reject(str(error))
+            request = task.request(self.pair, self.config.seed)
+            return self._translator.translate(request) if self._translator else request
+        except MODEL_FAILURES as error:
+            return Reject.of(error)
 
 
 def _sequence(sequence_id: int, task: Task, request: Request, text: CollectedText) -> TraceSequence:

@@ -120,6 +120,7 @@ def _price(cost: CostProfile | None) -> Literal["measured", "measured without th
 def _tokenizer(material: Material) -> tuple[PreTrainedTokenizerBase | None, str]:
     """The target's, or why there is none: a report does not fail because the models have moved."""
     try:
-        return load_tokenizer(material.held_out.traces.pair["target"]["id"]), ""
+        pair = material.held_out.traces.pair
+        return load_tokenizer(pair.get("tokenizer") or pair["target"]["id"]), ""
     except DslError as error:
         return None, f"Token ids instead of texts: {error}"

@@ -53,7 +53,7 @@ def from_training(config: TrainConfig) -> Material:
 
 
 def _build(traces: Traces, predictor: Predictor) -> Decisions:
-    predictor.check_pair(**traces.pair)
+    predictor.check_pair(traces.pair["target"], traces.pair["draft"])
     return decisions.build(traces, predictor.max_lookahead)
 
 

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from dsl_train.encoder_decoder import EncoderDecoderModel
 from dsl_train.engine import SpeculativeEngine
+from dsl_train.hf.embedded import EmbeddedPromptModel
 from dsl_train.hf.frames import running
 from dsl_train.hf.policy import policy_of
 from dsl_train.hf.processors import ProcessedModel, split_processors
@@ -54,7 +55,7 @@ def decode(
     width = model.config.get_text_config().vocab_size
     target, draft = (
         ProcessedModel(runner, processors, request.padding, width, request.keep_rows and runner.model is model)
-        for runner in _runners(model, draft_model, inputs_tensor, model_kwargs)
+        for runner in _runners(model, draft_model, inputs_tensor, len(request.padding), model_kwargs)
     )
     request.check_room(target.context)
     engine = SpeculativeEngine(target, draft, chosen, sampling, request.eos_token_ids)
@@ -80,10 +81,16 @@ def decode(
 
 
 def _runners(
-    target: PreTrainedModel, draft: PreTrainedModel, inputs: torch.Tensor | None, model_kwargs: dict[str, Any]
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    inputs: torch.Tensor | None,
+    num_padding: int,
+    model_kwargs: dict[str, Any],
 ) -> list[CachedModel]:
+    embeddings = model_kwargs.get("inputs_embeds")
     if not target.config.is_encoder_decoder:
-        return [CachedModel(target), CachedModel(draft)]
+        given = None if embeddings is None else embeddings[:, num_padding:]
+        return [CachedModel(target) if given is None else EmbeddedPromptModel(target, given), CachedModel(draft)]
     mask = model_kwargs.get("attention_mask")
     states = model_kwargs["encoder_outputs"].last_hidden_state
     assert inputs is not None, "transformers passes the encoder's input to a decoding method that asks for it"

@@ -41,8 +41,8 @@ def policy_across_tokenizers(
     predictor: Predictor | str | Path | None,
     threshold: float | None,
 ) -> Policy:
-    """The same for a draft with a tokenizer of its own. No traces are collected for such a pair: a learned policy is
-    one that was trained for this draft with another target, and its threshold has to be given."""
+    """The same for a draft with a tokenizer of its own. A learned policy may have been trained for it with this target
+    or another, and its threshold has to be given, since drafting is not timed across tokenizers."""
     check_kinds(target, draft)
     if target.config.is_encoder_decoder:
         raise DslError(

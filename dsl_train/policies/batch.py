@@ -3,6 +3,7 @@
 Letters: B texts that are not finished, b those of them asked. Knows steps and rounds; knows no model.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -13,8 +14,8 @@ from dsl_train.policies.base import Needs, Policy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.records import DraftStep, Round
 
-_TRIAL = 6  # rounds after which asking is judged
-_FIRST_REST, _LONGEST_REST = 24, 384  # rounds without a question after trials that lost
+_TRIAL = 8  # rounds of each kind in a race; the first warms up
+_FIRST_STRETCH, _LONGEST_STRETCH = 24, 384  # rounds that the faster kind then has to itself
 
 
 class BatchPolicy(Protocol):
@@ -80,7 +81,7 @@ class LearnedBatchPolicy:
 
     A drafting text's slot is free once the step is paid, so texts of little survival draft along.
 
-    Where the question itself costs more than the drafts bring, nobody is asked: see :class:`_Ledger`.
+    Where the question itself costs more than the drafts bring, nobody is asked: see :class:`_Race`.
     """
 
     needs: Needs = "features"
@@ -89,67 +90,81 @@ class LearnedBatchPolicy:
         self,
         predictor: Predictor,
         rule_at: Callable[[int], StopRule],
-        prices_at: Callable[[int], Sequence[float]] | None = None,
+        clock: Callable[[], float] | None = time.perf_counter,
     ) -> None:
-        """`rule_at`: number of unfinished texts -> thresholds at the price of a draft step there; `prices_at`: -> what
-        rounds with 0, 1, ... drafts cost, in rounds without a question. Without it drafting is taken to pay."""
-        self.predictor, self.rule_at, self.prices_at = predictor, rule_at, prices_at
-        self._ledgers: dict[int, _Ledger] = {}  # of batches of 1, 2-3, 4-7, ... texts
-        self._asked = 0  # texts of this round's batch, 0 if nobody was asked
+        """`rule_at`: number of unfinished texts -> thresholds at the price of a draft step there. Without `clock`
+        drafting is taken to pay."""
+        self.predictor, self.rule_at, self._clock = predictor, rule_at, clock
+        self._races: dict[int, _Race] = {}  # of batches of 1, 2-3, 4-7, ... texts
+        self._round: tuple[_Race, float] | None = None  # that this round counts for, and when it began
+        self._num_tokens = 0  # committed in this round
 
     def max_lookahead(self, batch_size: int) -> int:
-        self._asked = 0
-        if self.rule_at(batch_size).first >= 1 or not (self.prices_at is None or self._ledger(batch_size).is_open()):
-            return 0
-        return self.predictor.max_lookahead
+        may_pay = self.rule_at(batch_size).first < 1 and (self._clock is None or self._is_faster(batch_size))
+        return self.predictor.max_lookahead if may_pay else 0
+
+    def _is_faster(self, batch_size: int) -> bool:
+        """Whether to ask in the round that begins now."""
+        assert self._clock is not None
+        now = self._clock()
+        if self._round and self._num_tokens:
+            race, began = self._round
+            race.observe(self._num_tokens, now - began)
+        race = self._races.setdefault(batch_size.bit_length(), _Race())
+        self._round, self._num_tokens = (race, now), 0
+        return race.asks
 
     def begin(self, num_texts: int) -> None:
         drafts = any(self.rule_at(batch_size).first < 1 for batch_size in range(1, num_texts + 1))
         self.needs = "features" if drafts else "position"
+        self._round = None
 
     def wants_another(self, texts: Sequence[int], steps: Sequence[DraftStep], batch_size: int) -> list[bool]:
-        self._asked = batch_size
         rule = self.rule_at(batch_size)
         threshold = rule.at(steps[0].position)
         survivals = self.predictor.survival_batch(np.stack([_features(step) for step in steps]))  # [b]
         return [bool(survivals.sum() > threshold * batch_size)] * len(steps)
 
     def observe(self, text: int, finished: Round) -> None:
-        if self._asked and self.prices_at:
-            prices, num_drafted = self.prices_at(self._asked), len(finished.drafted)
-            beyond = max(0, num_drafted + 1 - len(prices))  # on the line of the last two
-            price = prices[num_drafted - beyond] + beyond * (prices[-1] - prices[-2])
-            self._ledger(self._asked).gain += len(finished.committed) - price
-
-    def _ledger(self, batch_size: int) -> "_Ledger":
-        return self._ledgers.setdefault(batch_size.bit_length(), _Ledger())
+        self._num_tokens += len(finished.committed)
 
 
-class _Ledger:
-    """What asking has brought of late: tokens, less what plain rounds would have brought in the same time.
+class _Race:
+    """Rounds that ask against rounds that do not, by the clock: each kind runs a few, the faster has a stretch to
+    itself, and a longer one each time it wins again.
 
-    A stop rule prices each draft but not the question, whose features cost every text of a batch, and its survivals may
-    be wrong for these texts. So rounds are tried a few at a time; if they lost, nobody is asked for a while, and longer
-    after each further loss. It outlives a batch.
+    A stop rule prices drafts by rounds on made-up texts. What questions bring on these texts, and what they cost, only
+    these rounds tell. It outlives a batch.
     """
 
     def __init__(self) -> None:
-        self.gain = 0.0
-        self._tried = self._resting = 0  # rounds of this trial, and rounds to come without one
-        self._rest = _FIRST_REST
+        self._stretch, self._winner = _FIRST_STRETCH, True
+        self._begin()
 
-    def is_open(self) -> bool:
-        """Whether to ask in the round that begins now."""
-        if self._tried == _TRIAL:
-            lost = self.gain < 0
-            self._resting = self._rest if lost else 0
-            self._rest = min(2 * self._rest, _LONGEST_REST) if lost else _FIRST_REST
-            self._tried, self.gain = 0, 0.0
-        if self._resting:
-            self._resting -= 1
-            return False
-        self._tried += 1
-        return True
+    def _begin(self) -> None:
+        self.asks, self._left, self._running = True, _TRIAL, True
+        self._num_tokens, self._seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """A round of the kind that `asks` says."""
+        if self._running and self._left < _TRIAL:
+            self._num_tokens[self.asks] += num_tokens
+            self._seconds[self.asks] += seconds
+        self._left -= 1
+        if self._left:
+            return
+        if not self._running:
+            self._begin()
+        elif self.asks:
+            self.asks, self._left = False, _TRIAL
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        tokens, seconds = self._num_tokens, self._seconds
+        self.asks = tokens[True] * seconds[False] > tokens[False] * seconds[True]
+        self._stretch = min(2 * self._stretch, _LONGEST_STRETCH) if self.asks == self._winner else _FIRST_STRETCH
+        self._winner, self._left, self._running = self.asks, self._stretch, False
 
 
 def _features(step: DraftStep) -> np.ndarray:

@@ -18,6 +18,7 @@ The files beside it:
     from .engine import *
     from .features import *
     from .hf_decoding import *
+    from .hf_embedded import *
     from .hf_families import *
     from .hf_frames import *
     from .hf_policy import *

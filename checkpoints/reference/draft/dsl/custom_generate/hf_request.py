@@ -18,7 +18,10 @@ from transformers.generation import GenerationMode
 from .records import DslError
 
 #: Arguments of the forward that `generate` sets by itself, or that are read here.
-_READ = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "encoder_outputs"}
+_READ = {
+    *("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "encoder_outputs"),
+    "inputs_embeds",
+}
 _REFUSED_SETTINGS = ("output_attentions", "output_hidden_states", "prefill_chunk_size", "compile_config")
 
 
@@ -97,8 +100,12 @@ def _check_settings(settings: GenerationConfig) -> None:
 def _check_inputs(input_ids: torch.Tensor, model_kwargs: Mapping[str, Any]) -> None:
     if input_ids.shape[0] > 1:
         raise _unsupported(f"a batch of {input_ids.shape[0]}", "call generate once per text")
-    if model_kwargs.get("inputs_embeds") is not None or not input_ids.shape[1]:
-        raise _unsupported("inputs_embeds", "the draft cannot read the target's embeddings; pass input_ids alone")
+    embeddings = model_kwargs.get("inputs_embeds")
+    if embeddings is not None and embeddings.shape[1] != input_ids.shape[1]:
+        raise _unsupported(
+            f"inputs_embeds of {embeddings.shape[1]} positions beside {input_ids.shape[1]} input_ids",
+            "the draft cannot read the target's embeddings; pass an id for each position beside them",
+        )
     if getattr(model_kwargs.get("past_key_values"), "_is_user_defined", False):
         raise _unsupported("past_key_values of an earlier call", "pass the whole text as input_ids")
     for name, value in model_kwargs.items():

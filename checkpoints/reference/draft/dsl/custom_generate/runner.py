@@ -93,9 +93,13 @@ class LibraryDecoder:
         self.model = model
 
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
-        with grouped_heads(token_ids.device):
+        return self.run(keep, input_ids=token_ids[None])
+
+    def run(self, keep: int, **inputs: torch.Tensor) -> torch.Tensor:
+        """Logits after the last `keep` positions of the model's `inputs`, [keep, V]."""
+        with grouped_heads(self.model.device):
             output = self.model(
-                input_ids=token_ids[None],
+                **inputs,
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=keep,
