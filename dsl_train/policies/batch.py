@@ -15,7 +15,7 @@ from dsl_train.predictor.runtime import Predictor
 from dsl_train.records import DraftStep, Round
 
 _TRIAL = 8  # rounds of each kind in a race; the first warms up
-_FIRST_STRETCH, _LONGEST_STRETCH = 24, 384  # rounds that the faster kind then has to itself
+_FIRST_STRETCH, _LONGEST_STRETCH = 96, 6144  # rounds that the faster kind then has to itself
 
 
 class BatchPolicy(Protocol):
@@ -163,7 +163,7 @@ class _Race:
     def _end(self) -> None:
         tokens, seconds = self._num_tokens, self._seconds
         self.asks = tokens[True] * seconds[False] > tokens[False] * seconds[True]
-        self._stretch = min(2 * self._stretch, _LONGEST_STRETCH) if self.asks == self._winner else _FIRST_STRETCH
+        self._stretch = min(4 * self._stretch, _LONGEST_STRETCH) if self.asks == self._winner else _FIRST_STRETCH
         self._winner, self._left, self._running = self.asks, self._stretch, False
 
 
