@@ -24,6 +24,7 @@ import numpy as np
 
 from dsl_train import decisions, provenance, replay, schema, statistics
 from dsl_train.bench.ceiling import replay_ceiling
+from dsl_train.bench.learned import replay_learned
 from dsl_train.bench.replay import BOUNDS, by_prompt, coupling_draws, price_of
 from dsl_train.bench.tuned import replay_spec
 from dsl_train.cost import CostProfile, Price, StopRule, c_of, rule_at
@@ -156,7 +157,7 @@ def contest(
         tuned = {**tuned, OWN_SIGNALS: own}
         rule = rule_at(price, predictor.threshold)
         results = {
-            (LEARNED, LEARNED): replay.replay_survival(test, survival, rule),
+            (LEARNED, LEARNED): replay_learned(test, predictor, survival, rule),
             (ADAPTED, ADAPTED): replay.replay_policy(test, make_policy(ADAPTED, predictor, rule)),
             **{(rule_name, best.spec): replay_spec(test, best.spec) for rule_name, best in tuned.items()},
             **{(spec, spec): result for spec, result in published.items()},

@@ -13,9 +13,10 @@ import torch
 
 from dsl_train.drafter import DraftBlock
 from dsl_train.features import BlockState, TextState, assemble, draft_primitives, read_draft, unpack_draft
+from dsl_train.policies.base import WITHOUT_ENTROPY
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.ragged import RaggedModel
-from dsl_train.records import DraftPrimitives, DraftStep
+from dsl_train.records import DraftPrimitives, DraftStep, no_features
 from dsl_train.sampling import Sampling, draw
 
 _MAX_BEHIND = 16  # committed tokens predicted at a time: bounds the logits after many rounds without drafts
@@ -72,8 +73,12 @@ class _Block:
         return len(self.text.tokens) - self.start
 
     def step(self) -> DraftStep:
-        vector = np.array(assemble(self.state), dtype=np.float32) if self.state else None
-        return DraftStep(self.position, self.start, self.last, vector)
+        read = self._vector if self.state else no_features
+        return DraftStep(self.position, self.start, self.last, read)
+
+    def _vector(self) -> np.ndarray:
+        assert self.state is not None, "there is a state where there are features"
+        return np.array(assemble(self.state), dtype=np.float32)
 
     def append(self, token_id: int, primitives: DraftPrimitives | None) -> None:
         self.text.tokens.append(token_id)
@@ -140,9 +145,11 @@ class BatchDrafter:
 
     def _read(self, scaled: torch.Tensor, choices: torch.Tensor) -> list[tuple[int, DraftPrimitives]]:
         """The drafted tokens [b] with their primitives, of logits [b, V]; on the CPU no more of them than wanted."""
-        if scaled.is_cpu and self.policy.needs == "features":
+        if scaled.is_cpu and self.policy.needs in WITHOUT_ENTROPY:
             rows = zip(scaled.split(1), choices.split(1), strict=True)
-            return [(ids[0], primitives) for ids, primitives in (read_draft(*row, for_features=True) for row in rows)]
+            return [
+                (ids[0], primitives) for ids, primitives in (read_draft(*row, without_entropy=True) for row in rows)
+            ]
         primitives = draft_primitives(scaled, choices)
         packed = torch.cat([choices[:, None].float(), primitives], dim=-1).tolist()  # one copy to the host
         return [(int(choice), unpack_draft(values, int(choice))) for choice, *values in packed]

@@ -164,7 +164,7 @@ class Batch:
             committed = finished.committed
             target_token_probs = [1.0] * len(committed)
             if probs is not None:
-                target_token_probs = token_probs(_own(probs[i], block), committed).tolist()
+                target_token_probs = token_probs(_own(probs[i], block), committed)
             if probs is None or block.probs is None:
                 agreements = _greedy_agreements(verdict, block.token_ids)[: len(committed)]
             else:

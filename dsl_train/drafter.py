@@ -4,15 +4,15 @@ Knows the draft model, the policy and the text as features see it; never meets t
 tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from dsl_train.features import BlockState, TextState, assemble, read_draft
-from dsl_train.policies.base import Policy
-from dsl_train.records import DraftPrimitives, DraftStep
+from dsl_train.feature_view import FeatureView
+from dsl_train.features import read_draft, read_drawn
+from dsl_train.policies.base import WITHOUT_ENTROPY, Policy
+from dsl_train.records import DraftPrimitives, DraftStep, no_features
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling, draw, most_likely
 from dsl_train.verify import token_probs
@@ -36,7 +36,7 @@ class Drafter:
         prompt_token_ids: Sequence[int],
     ) -> None:
         self.draft, self.policy, self.sampling, self.eos_token_ids = draft, policy, sampling, eos_token_ids
-        self.text = TextState(prompt_token_ids, sampling.temperature) if policy.needs == "features" else None
+        self.view = FeatureView(prompt_token_ids, sampling.temperature) if policy.needs == "features" else None
         self._behind: list[tuple[int, float]] = []  # committed tokens the draft has yet to predict, target prob of each
         draft.reset()
         policy.reset()
@@ -46,16 +46,20 @@ class Drafter:
 
         Nothing follows an end-of-text token. `tokens` is extended while drafting and restored on return.
         """
-        start, probs = len(tokens), []
-        block = BlockState(self.text) if self.text else None
+        start, probs, read = len(tokens), [], no_features
+        if self.view:
+            self.view.begin_block()
+            read = self.view.vector
         last: DraftPrimitives | None = None
-        while len(tokens) - start < limit and self._wants_another(len(tokens) - start, start, last, block):
+        while len(tokens) - start < limit:
+            if not self.policy.wants_another(DraftStep(len(tokens) - start, start, last, read)):
+                break
             token_id, token_dist, last = self._draft_token(tokens, generator)
             tokens.append(token_id)
             if token_dist is not None:
                 probs.append(token_dist)
-            if block and last:
-                block.append(last)
+            if self.view and last:
+                self.view.append(last)
             if token_id in self.eos_token_ids:
                 break
         drafted = tuple(tokens[start:])
@@ -70,17 +74,11 @@ class Drafter:
     ) -> None:
         """Tell the features what was committed: each token with the target's probability of it, and min(1,
         draft/target) for the first of them, as far as the draft predicted them."""
-        if self.text is None:
+        if self.view is None:
             return
-        for token_id in token_ids:
-            self.text.commit(token_id)
-        for agreement in agreements:
-            self.text.agree(agreement)
+        self.view.commit(token_ids)
+        self.view.agree(agreements)
         self._behind += list(zip(token_ids, target_token_probs, strict=True))[len(agreements) :]
-
-    def _wants_another(self, position: int, start: int, last: DraftPrimitives | None, block: BlockState | None) -> bool:
-        vector = np.array(assemble(block), dtype=np.float32) if block else None
-        return self.policy.wants_another(DraftStep(position, start, last, vector))
 
     def _draft_token(
         self, tokens: list[int], generator: torch.Generator
@@ -89,11 +87,11 @@ class Drafter:
         keep = len(self._behind) + 1
         if not self.sampling.greedy:
             return self._draw_token(self.draft.logits(tokens, keep), generator)
-        if self.text is not None:
+        if self.policy.needs in WITHOUT_ENTROPY:
             ids, primitives = self.draft.choose(tokens, keep)
             if self._behind:
-                agreed = (choice == token_id for choice, (token_id, _) in zip(ids, self._behind, strict=False))
-                self._catch_up(map(float, agreed))
+                pairs = zip(ids, self._behind, strict=False)
+                self._catch_up([float(choice == token_id) for choice, (token_id, _) in pairs])
             return ids[-1], None, primitives
         rows = self.draft.logits(tokens, keep)  # [1, V]
         if self.policy.needs == "position":
@@ -111,16 +109,17 @@ class Drafter:
             self._catch_up_sampled(probs)
         if self.policy.needs == "position":
             return int(choice), probs[-1], None
-        ids, primitives = read_draft(scaled[-1:], choice, for_features=self.text is not None)
+        without_entropy = self.policy.needs in WITHOUT_ENTROPY
+        if without_entropy and probs.is_cpu and not self.sampling.truncates:
+            return int(choice), probs[-1], read_drawn(scaled[-1], probs[-1], int(choice))
+        ids, primitives = read_draft(scaled[-1:], choice, without_entropy)
         return ids[-1], probs[-1], primitives
 
     def _catch_up_sampled(self, probs: torch.Tensor) -> None:  # [behind + 1, V]
-        draft_probs = token_probs(probs, [token_id for token_id, _ in self._behind]).tolist()
-        pairs = zip(draft_probs, self._behind, strict=True)
-        self._catch_up(min(1.0, draft_prob / target_prob) for draft_prob, (_, target_prob) in pairs)
+        pairs = zip(token_probs(probs, [token_id for token_id, _ in self._behind]), self._behind, strict=True)
+        self._catch_up([min(1.0, draft_prob / target_prob) for draft_prob, (_, target_prob) in pairs])
 
-    def _catch_up(self, agreements: Iterable[float]) -> None:
-        for agreement in agreements:
-            assert self.text is not None
-            self.text.agree(agreement)
+    def _catch_up(self, agreements: Sequence[float]) -> None:
+        assert self.view is not None, "only what features are told of can be behind"
+        self.view.agree(agreements)
         self._behind.clear()

@@ -92,11 +92,11 @@ class SpeculativeEngine:
             draft_probs = block.probs if block.probs is not None else target_probs[:0]
             verdict = verify(target_probs, draft_probs, drafted, generator)
         committed = text.commit([*drafted[: verdict.num_accepted], verdict.token_id])
-        if drafter.text:
+        if drafter.view:
             if self.sampling.greedy:
                 agreements, target_token_probs = _greedy_agreements(verdict, drafted), [1.0] * len(committed)
             else:
-                target_token_probs = token_probs(target_probs, committed).tolist()
+                target_token_probs = token_probs(target_probs, committed)
                 agreements = _sampled_agreements(draft_probs, committed, target_token_probs)
             drafter.commit(committed, agreements[: len(committed)], target_token_probs)
         return Round(start, drafted, verdict.num_accepted, tuple(committed))
@@ -114,7 +114,7 @@ def _sampled_agreements(
     known = committed[: len(draft_probs)]
     if not known:
         return []
-    pairs = zip(token_probs(draft_probs, known).tolist(), target_token_probs, strict=False)
+    pairs = zip(token_probs(draft_probs, known), target_token_probs, strict=False)
     return [min(1.0, draft_prob / target_prob) for draft_prob, target_prob in pairs]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ _PACKAGES = (
     "onnx",
     "onnxruntime",
 )
+_NUMBERS = re.compile(r"\[\n([-+.\w,\s]+)\]")
 
 
 @contextmanager
@@ -59,8 +61,9 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write one indented JSON document atomically."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write one indented JSON document atomically, a list of numbers on one line."""
+    document = json.dumps(content, indent=2, ensure_ascii=False)
+    write_text(path, _NUMBERS.sub(lambda listed: f"[{' '.join(listed[1].split())}]", document) + "\n")
 
 
 def software_versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 Letters: K drafted tokens of a round, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,11 +20,16 @@ class DraftPrimitives(NamedTuple):  # like DraftStep made for every draft token,
     token_id: int
     """Drafted token."""
     entropy: float
-    """[nats]; not a number where only features are wanted."""
+    """[nats]; not a number where it is not wanted."""
     log_probs: tuple[float, ...]
     """Log-probabilities of the TOP most likely tokens, falling; at least two."""
     token_log_prob: float
     """Log-probability of the drafted token."""
+
+
+def no_features() -> np.ndarray:
+    """Of a step made for a policy that said it would not read them."""
+    raise AssertionError("features are for a policy whose `needs` is 'features'")
 
 
 class DraftStep(NamedTuple):
@@ -36,8 +41,13 @@ class DraftStep(NamedTuple):
     """Committed tokens when the round began, prompt included: the text index of the block's first token."""
     draft: DraftPrimitives | None
     """Primitives of the token just drafted; None at position 0, or if the policy's `needs` is "position"."""
-    features: np.ndarray | None
-    """[F] float32 in `schema.FEATURE_NAMES` order; only for policies whose `needs` is "features"."""
+    read_features: Callable[[], np.ndarray] = no_features
+
+    @property
+    def features(self) -> np.ndarray:
+        """[F] float32 in `schema.FEATURE_NAMES` order; only for policies whose `needs` is "features", and only while
+        they are asked. Computed as it is read, which is most of what a policy costs."""
+        return self.read_features()
 
 
 @dataclass(frozen=True, slots=True)

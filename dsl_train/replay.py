@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dsl_train.cost import Price, StopRule, marginal, round_costs
+from dsl_train.cost import Price, StopRule, marginal, question, round_costs
 from dsl_train.decisions import Decisions
 from dsl_train.policies.base import Policy
 from dsl_train.records import Round
@@ -44,6 +44,8 @@ class ReplayResult:
     """[Q] int64: tokens committed by rounds: the response but its first."""
     prompt_ids: tuple[str, ...]
     """[Q]"""
+    unasked: np.ndarray | None = None
+    """[R] int64: decisions made without reading features, where the policy would have been given some; None of 0."""
     rounds: tuple[tuple[Round, ...], ...] | None = None
     """Q of them, where a policy was walked; a drafted token beyond the traces is -1."""
 
@@ -104,7 +106,8 @@ class ReplayResult:
 
     def _round_costs(self, price: Price) -> np.ndarray:
         """[R]"""
-        return np.array(round_costs(price, int(self.num_drafted.max(initial=0))))[self.num_drafted]
+        costs = np.array(round_costs(price, int(self.num_drafted.max(initial=0))))[self.num_drafted]
+        return costs if self.unasked is None else costs - question(price) * self.unasked
 
 
 def replay_lookahead(
@@ -181,6 +184,7 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
     """Rounds of any policy, asked and told as in the live loop; its memory is used and changed."""
     starts: list[int] = []
     exhausted: list[bool] = []
+    unasked: list[int] = []
     rounds: list[tuple[Round, ...]] = []
     for number in range(decisions.num_sequences):
         walk = PolicyWalk(decisions, policy, number)
@@ -188,6 +192,7 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
         rounds.append(tuple(walk))
         starts += walk.starts
         exhausted += walk.exhausted
+        unasked += walk.unasked
     visited = np.array(starts, dtype=np.int64)
     return ReplayResult(
         sequence=np.searchsorted(decisions.bounds, visited, side="right") - 1,
@@ -197,6 +202,7 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
         exhausted=np.array(exhausted, dtype=bool),
         tokens=np.diff(decisions.bounds),
         prompt_ids=tuple(decisions.prompt_ids),
+        unasked=np.array(unasked, dtype=np.int64) if policy.needs == "features" else None,
         rounds=tuple(rounds),
     )
 

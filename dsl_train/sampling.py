@@ -32,6 +32,11 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are left out."""
+        return self.top_k > 0 or self.top_p < 1
+
     def scale(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits at temperature (1 when greedy), before top-k and top-p: what features read."""
         return logits if self.greedy else logits.float() / self.temperature

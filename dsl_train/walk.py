@@ -4,19 +4,20 @@ Knows decisions and the policy's contract; counts nothing and prices nothing.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from dsl_train.decisions import Decisions, draft_records
 from dsl_train.policies.base import Policy
-from dsl_train.records import DraftPrimitives, DraftStep, Round
+from dsl_train.records import DraftStep, Round, no_features
 
 #: A drafted token beyond the recorded tail.
 UNKNOWN_TOKEN = -1
 
 
 class PolicyWalk:
-    """The rounds of text number `sequence`, one at a time; `starts` and `exhausted` grow with them."""
+    """The rounds of text number `sequence`, one at a time; `starts`, `exhausted` and `unasked` grow with them."""
 
     def __init__(self, decisions: Decisions, policy: Policy, sequence: int) -> None:
         self.decisions, self.policy = decisions, policy
@@ -24,6 +25,9 @@ class PolicyWalk:
         """Number of each round's start."""
         self.exhausted: list[bool] = []
         """Whether the policy wanted more drafts in that round than the traces hold."""
+        self.unasked: list[int] = []
+        """Decisions of that round that were made without reading features."""
+        self._read = 0  # feature vectors, in this round
         self._first, self._end = decisions.bounds[sequence : sequence + 2].tolist()
         text = decisions.traces.sequences[int(decisions.source[sequence])]
         self._begin = len(text.prompt_token_ids) + 1
@@ -39,9 +43,11 @@ class PolicyWalk:
         here = self._first
         while here < self._end:
             rows = self._draft_rows(here)
-            num_drafted, exhausted = self._draft(here, rows)
+            self._read = 0
+            num_drafted, exhausted, decided = self._draft(here, rows)
             self.starts.append(here)
             self.exhausted.append(exhausted)
+            self.unasked.append(decided - self._read)
             finished = self._verify(here, rows, num_drafted)
             self.policy.observe(finished)
             yield finished
@@ -52,20 +58,22 @@ class PolicyWalk:
         limit = min(int(self.decisions.limit[start]), self.policy.max_lookahead)
         return (self.decisions.draft_rows(start, limit) - self._first_row).tolist()
 
-    def _draft(self, start: int, rows: list[int]) -> tuple[int, bool]:
-        """Number of tokens drafted, and whether the traces ended before the policy did."""
+    def _draft(self, start: int, rows: list[int]) -> tuple[int, bool, int]:
+        """Number of tokens drafted, whether the traces ended before the policy did, and decisions made."""
         limit = min(int(self.decisions.limit[start]), self.policy.max_lookahead)
         first, last = self.decisions.offsets[start : start + 2].tolist()
-        known = {"position": limit, "primitives": len(rows) + 1, "features": last - first}[self.policy.needs]
+        known = {"position": limit, "features": last - first}.get(self.policy.needs, len(rows) + 1)
         for position in range(min(limit, known)):
             draft = self._drafts[rows[position - 1]] if position and self._drafts else None
-            vector = self.decisions.features[first + position] if self.policy.needs == "features" else None
-            if not self.policy.wants_another(self._step(start, position, draft, vector)):
-                return position, False
-        return min(limit, known), known < limit
+            read = partial(self._vector, first + position) if self.policy.needs == "features" else no_features
+            if not self.policy.wants_another(DraftStep(position, self._begin + start - self._first, draft, read)):
+                return position, False, position + 1
+        return min(limit, known), known < limit, min(limit, known)
 
-    def _step(self, start: int, position: int, draft: DraftPrimitives | None, vector: np.ndarray | None) -> DraftStep:
-        return DraftStep(position, self._begin + start - self._first, draft, vector)
+    def _vector(self, decision: int) -> np.ndarray:
+        self._read += 1
+        vector: np.ndarray = self.decisions.features[decision]
+        return vector
 
     def _verify(self, start: int, rows: list[int], num_drafted: int) -> Round:
         here = start - self._first

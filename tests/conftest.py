@@ -11,6 +11,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, dynamic_module_utils
 
+from dsl_train.records import DraftStep, no_features
+
 VOCAB_SIZE, CONTEXT, END = 64, 256, "<|end|>"
 
 
@@ -42,6 +44,14 @@ def make_model(seed: int, num_layers: int = 2, vocab_size: int = VOCAB_SIZE) -> 
         pad_token_id=0,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def seen(step: DraftStep) -> DraftStep:
+    """The step with the features that it shows now, whatever the block becomes."""
+    if step.read_features is no_features:
+        return step
+    vector = step.features
+    return step._replace(read_features=lambda: vector)
 
 
 def perturb(model: LlamaForCausalLM, scale: float, seed: int) -> LlamaForCausalLM:

@@ -10,9 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dsl_train"
 
 LAYERS = (
-    {"schema", "provenance", "cost", "records"},
+    {"schema", "provenance", "cost", "guess", "records"},
     {
         "features",
+        "feature_view",
         "sampling",
         "policies.base",
         "copies",

@@ -1,10 +1,12 @@
 """A batch against each of its texts alone: same tokens, same rounds, same features, same law."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import seen
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -129,7 +131,7 @@ class Coin:
         self.rng = random.Random(3)
 
     def wants_another(self, step):
-        self.steps.append(step)
+        self.steps.append(seen(step))
         return self.rng.random() < 0.75
 
     def observe(self, finished): ...
@@ -156,7 +158,7 @@ class DraftsLate(Coin):
     """Not at all at first, so that the draft falls behind by more tokens than are read at a time."""
 
     def wants_another(self, step):
-        self.steps.append(step)
+        self.steps.append(seen(step))
         return step.start > 30
 
 
@@ -246,7 +248,7 @@ class Survival:
 
 
 def steps_with(survivals, position=1):
-    return [DraftStep(position, 10, None, np.array([s], dtype=np.float32)) for s in survivals]
+    return [DraftStep(position, 10, None, partial(np.full, 1, s, np.float32)) for s in survivals]
 
 
 def test_a_batch_drafts_on_while_the_mean_survival_of_all_its_texts_pays():

@@ -14,7 +14,14 @@ from dsl_train.replay import ReplayResult, replay_oracle_plus, replay_static
 from dsl_train.statistics import Rates
 
 PROFILE = CostProfile(
-    0.1, 1.0, 0.02, predictor=0.05, primitives=0.02, predictor_round=0.01, target_steps=(1.0, 1.3, 1.32, 1.34)
+    0.1,
+    1.0,
+    0.02,
+    predictor=0.05,
+    confidence=0.01,
+    primitives=0.02,
+    predictor_round=0.01,
+    target_steps=(1.0, 1.3, 1.32, 1.34),
 )
 
 
@@ -30,7 +37,8 @@ def test_every_rule_pays_for_what_it_looks_at_and_a_bound_for_nothing():
     assert price_of("specdec++:file,0.7,20", PROFILE) == PROFILE
     assert price_of("static:4", PROFILE) == PROFILE.without_predictor() != PROFILE
     assert price_of("oracle+", PROFILE) == price_of("ceiling", PROFILE) == PROFILE.without_predictor()
-    assert price_of("confidence:0.4,20", PROFILE).predictor == PROFILE.primitives
+    assert price_of("confidence:0.4,20", PROFILE).predictor == PROFILE.confidence
+    assert price_of("svip", PROFILE).predictor == PROFILE.primitives
     assert price_of("static:4", 0.1) == price_of("learned", 0.1) == 0.1
 
 

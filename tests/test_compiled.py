@@ -147,7 +147,7 @@ def test_choices_and_primitives_are_those_of_the_logits(pairs):
     model.logits(PROMPT, keep=1)
     for num_fed in (1, 2, 3):
         text = [*PROMPT, 4, 5, 6][: len(PROMPT) + num_fed]
-        expected_ids, expected = read_draft(model.logits(text, num_fed).clone(), for_features=True)
+        expected_ids, expected = read_draft(model.logits(text, num_fed).clone(), without_entropy=True)
         model.truncate(len(PROMPT))
         ids, found = model.choose(text, num_fed)
         model.truncate(len(PROMPT))

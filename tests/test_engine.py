@@ -11,6 +11,7 @@ from dsl_train.engine import SpeculativeEngine, autoregressive
 from dsl_train.records import AcceptanceStats, DslError, Round
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
+from dsl_train.schema import FEATURE_NAMES
 
 VOCAB = 32
 
@@ -55,6 +56,8 @@ class Coin:
         self.needs, self.probability, self.rng, self.rounds = needs, probability, random.Random(seed), []
 
     def wants_another(self, step):
+        if self.needs == "features" and self.rng.random() < 0.5:
+            assert len(step.features) == len(FEATURE_NAMES)
         return self.rng.random() < self.probability
 
     def observe(self, finished):
@@ -71,7 +74,7 @@ class StopsOnValue(Coin):
         return step.draft is None or step.draft.token_id % 2 == 0
 
 
-@pytest.mark.parametrize("needs", ["position", "primitives", "features"])
+@pytest.mark.parametrize("needs", ["position", "confidence", "primitives", "features"])
 @pytest.mark.parametrize("prompt", [[5], [1, 2, 3, 4, 5, 6, 7, 8]])
 def test_greedy_output_equals_the_targets_for_a_random_policy(target, draft, needs, prompt):
     alone = autoregressive(target, prompt, 120, eos_token_ids=[0])

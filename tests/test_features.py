@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from dsl_train.copies import CopyIndex
-from dsl_train.features import BlockState, TextState, assemble, draft_primitives, read_draft, target_primitives
+from dsl_train.features import (
+    BlockState,
+    TextState,
+    assemble,
+    draft_primitives,
+    read_draft,
+    read_drawn,
+    target_primitives,
+)
 from dsl_train.records import DraftPrimitives
 from dsl_train.schema import COPY_CAP, CORE, FEATURE_NAMES, FEATURES, GROUPS, fingerprint, select
 
@@ -42,11 +50,21 @@ def test_what_features_need_is_what_the_full_primitives_say():
     tokens = torch.tensor([3, 0, 7, 49, 1, 2])
     for sampled in (None, tokens):
         ids, full = read_draft(logits, sampled)
-        lean_ids, lean = read_draft(logits.clone(), sampled, for_features=True)
+        lean_ids, lean = read_draft(logits.clone(), sampled, without_entropy=True)
         assert lean_ids == ids
         assert (lean.token_id, math.isnan(lean.entropy)) == (full.token_id, True)
         assert lean.log_probs == pytest.approx(full.log_probs[:2], abs=1e-6)
         assert lean.token_log_prob == pytest.approx(full.token_log_prob, abs=1e-6)
+
+
+def test_what_a_softmax_says_already_is_not_computed_again():
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 5
+    for row, token_id in zip(logits, (3, 0, 7, 49, 1, 2), strict=True):
+        _, expected = read_draft(row[None].clone(), torch.tensor([token_id]), without_entropy=True)
+        found = read_drawn(row.clone(), row.softmax(-1), token_id)
+        assert found.token_id == token_id
+        assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-6)
+        assert found.token_log_prob == pytest.approx(expected.token_log_prob, abs=1e-6)
 
 
 def test_nothing_of_the_draft_is_known_before_the_first_token():

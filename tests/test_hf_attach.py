@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer, perturb
+from conftest import make_model, make_tokenizer, perturb, seen
 from tiny_predictor import write_predictor
 from transformers.generation.streamers import BaseStreamer
 
@@ -43,7 +43,7 @@ class Watched:
         self.steps, self.rounds = [], []
 
     def wants_another(self, step):
-        self.steps.append(step)
+        self.steps.append(seen(step))
         return self.policy.wants_another(step)
 
     def observe(self, finished):

@@ -22,7 +22,7 @@ class StubPredictor:
 def step(survival: float) -> DraftStep:
     vector = np.zeros(len(FEATURE_NAMES), dtype=np.float32)
     vector[0] = survival
-    return DraftStep(position=1, start=4, draft=None, features=vector)
+    return DraftStep(position=1, start=4, draft=None, read_features=lambda: vector)
 
 
 def test_another_is_wanted_only_where_survival_is_above_the_threshold():

@@ -22,7 +22,7 @@ from dsl_train.tuning import AS_PUBLISHED, fit_logistic, tune_baselines, tune_st
 def step(position: int, prob: float = 0.5, entropy: float = 1.0, top_prob: float | None = None) -> DraftStep:
     top = math.log(prob if top_prob is None else top_prob)
     draft = DraftPrimitives(3, entropy, (top, -3.0, -4.0, -5.0, -6.0), math.log(prob)) if position else None
-    return DraftStep(position, 10, draft, None)
+    return DraftStep(position, 10, draft)
 
 
 def finished(num_drafted: int, num_accepted: int) -> Round:
@@ -169,7 +169,7 @@ def test_every_rule_of_the_factory_has_a_help_line_and_a_name():
         if name not in ("learned", "logistic", "specdec++"):
             policy = make_policy(name)
             assert policy.name.startswith(name)
-            assert policy.needs in ("position", "primitives")
+            assert policy.needs in ("position", "confidence", "primitives")
             assert policy.max_lookahead >= 1
 
 

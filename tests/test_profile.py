@@ -56,14 +56,14 @@ def test_every_step_has_a_price_and_without_predictor_it_costs_nothing(pair, sam
     assert measured.predictor == measured.predictor_round == 0
     assert len(measured.target_steps) == 17
     assert measured.target_steps[0] == pytest.approx(measured.target_step)
-    assert {"draft", "target", "position 0", "position 16", "primitives 8"} < set(measured.spread)
+    assert {"draft", "target", "position 0", "position 16", "confidence 8", "primitives 8"} < set(measured.spread)
     assert all(low <= high for low, high in measured.spread.values())
 
 
 def test_features_and_predictor_are_timed_too(pair, tmp_path):
     predictor = Predictor.load(write_predictor(tmp_path, pair))
     measured = timing.measure(CachedModel(pair.target), CachedModel(pair.draft), predictor, turns=2)
-    assert {"features 0", "features 8"} < set(measured.spread)
+    assert {"features 0", "features 8", "unasked 8"} < set(measured.spread)
     assert all(low > 0 for low, _ in measured.spread.values())
 
 
@@ -77,12 +77,15 @@ def test_a_measured_pair_can_go_on_generating(pair):
 
 def test_a_round_is_priced_at_what_it_took():
     samples = {("position", 0): [1.25], ("position", 1): [2.0], ("position", 4): [3.2], ("primitives", 4): [3.6]}
+    samples |= {("confidence", 4): [3.4], ("unasked", 4): [3.75]}
     samples |= {("features", 0): [1.5], ("features", 4): [4.25], ("draft", 1): [0.25], ("target", 1): [1.0]}
     cost = timing._summarise(samples, typical=4)
     assert [cost.without_predictor().round_seconds(k) for k in (0, 1, 4)] == pytest.approx([1.25, 2.0, 3.2])
     assert cost.without_predictor().round_seconds(2) == pytest.approx(2.4)  # between the measured ones
     assert [cost.round_seconds(k) for k in (0, 4)] == pytest.approx([1.5, 4.25])
     assert cost.for_needs("primitives").round_seconds(4) == pytest.approx(3.6)
+    assert cost.for_needs("confidence").round_seconds(4) == pytest.approx(3.4)
+    assert cost.round_seconds(4) - 5 * cost.question == pytest.approx(3.75)
     assert cost.round_overhead == pytest.approx(0.25)
 
 

@@ -1,15 +1,19 @@
 """Replay against the live loop on a tiny pair, greedy, in float32."""
 
+import math
+
 import numpy as np
 import pytest
 from conftest import VOCAB_SIZE, make_tokenizer
 
+from dsl_train.bench.learned import replay_learned
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
 from dsl_train.cost import StopRule
 from dsl_train.decisions import build
 from dsl_train.engine import SpeculativeEngine
+from dsl_train.guess import GuessTable
 from dsl_train.loading import Pair
 from dsl_train.model_identity import describe_model
 from dsl_train.policies.base import Needs, Policy
@@ -113,6 +117,45 @@ def test_the_learned_rule_with_two_thresholds_makes_live_the_rounds_of_the_vecto
         zip(replayed.start.tolist(), replayed.num_drafted.tolist(), replayed.num_accepted.tolist(), strict=True)
     )
     assert 0 < (replayed.num_drafted == 0).sum() < replayed.num_rounds
+
+
+class Glimpses(Recorder):
+    """The same rule, its vectors looked at now and then only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[int, int, int], np.ndarray] = {}
+        self.num_texts = self.num_steps = 0
+
+    def reset(self) -> None:
+        self.num_texts += 1
+
+    def wants_another(self, step: DraftStep) -> bool:
+        self.num_steps += 1
+        if self.num_steps % 3 == 0:
+            self.seen[self.num_texts, step.start, step.position] = step.features
+        return step.position == 0 or math.exp(step.draft.log_probs[0]) > 0.25
+
+
+def test_features_read_now_and_then_are_those_of_the_traces(live_pair, live_decisions):
+    live, replayed = Glimpses(), Glimpses()
+    assert run_live(live_pair, live_decisions, live) == replay_policy(live_decisions, replayed).rounds
+    assert live.seen.keys() == replayed.seen.keys()
+    for place, vector in live.seen.items():
+        np.testing.assert_allclose(vector, replayed.seen[place], rtol=0, atol=2e-5)
+
+
+class GuessedPredictor(LongTextPredictor):
+    guesses = (GuessTable(0.0, (0.1, 0.3), ((0.1, 0.1), (0.1, 0.5), (0.5, 0.5)), (0.4, 0.4)),)
+
+
+def test_a_rule_that_guesses_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):
+    predictor, rule = GuessedPredictor(), StopRule((0.35, 0.2), question=0.05)
+    survival = predictor.survival_batch(live_decisions.features)
+    expected = replay_learned(live_decisions, predictor, survival, rule)
+    live = LearnedPolicy(predictor, rule, live_decisions.max_lookahead)
+    assert run_live(live_pair, live_decisions, live) == expected.rounds
+    assert 0 < expected.unasked.sum() < expected.num_rounds + expected.num_drafted.sum()
 
 
 def test_the_rule_that_adapts_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):

@@ -17,6 +17,7 @@ import numpy as np
 from dsl_train import decisions, replay, statistics
 from dsl_train.bench.ceiling import CEILINGS, replay_ceiling
 from dsl_train.bench.config import LIVE_ONLY, BenchConfig, is_learned
+from dsl_train.bench.learned import replay_learned
 from dsl_train.bench.setup import open_pair, open_predictor
 from dsl_train.bench.tuned import SUFFIX, TunedRule, replay_spec, replay_tuned
 from dsl_train.cost import CostProfile, Price, StopRule, c_of, price_for, rule_at
@@ -176,7 +177,7 @@ def contender(name: str, walked: Decisions, predictor: Predictor | None, thresho
         def at(price: Price) -> ReplayResult:
             rule = rule_at(price, predictor.threshold) if threshold is None else StopRule.of(threshold)
             if name == LEARNED:
-                return replay.replay_survival(walked, survival, rule)
+                return replay_learned(walked, predictor, survival, rule)
             return replay.replay_policy(walked, make_policy(name, predictor, rule))
 
         return at

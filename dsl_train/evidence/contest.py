@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from dsl_train import replay, statistics
+from dsl_train import statistics
+from dsl_train.bench import learned
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, price_of
 from dsl_train.bench.tuned import replay_spec
@@ -104,7 +105,8 @@ def contests(material: Material, costs: Sequence[float], seed: int = 0) -> tuple
 
 
 def replay_learned(material: Material, price: Price) -> ReplayResult:
-    return replay.replay_survival(material.held_out, material.survival, material.stop_rule(price))
+    rule = material.stop_rule(price)
+    return learned.replay_learned(material.held_out, material.predictor, material.survival, rule)
 
 
 def _bounds(material: Material, price: Price) -> Iterator[_Entry]:

@@ -70,7 +70,7 @@ class AssistedText:
         logits = self.observer.take(len(committed))  # [committed, V]
         self._tokens += committed
         self._drafter.draft.truncate(start + num_accepted)
-        if self._drafter.text:
+        if self._drafter.view:
             self._tell_features(logits, committed, num_accepted)
         if self._drafted:
             self.policy.observe(Round(start, self._drafted, num_accepted, tuple(committed)))
@@ -81,8 +81,8 @@ class AssistedText:
             target_token_probs = [1.0] * len(committed)
             agreements = [1.0] * num_accepted + [0.0] * (len(known) - num_accepted)
         else:
-            target_token_probs = token_probs(self.sampling.probs(logits), committed).tolist()
-            draft_token_probs = token_probs(self._draft_probs, known).tolist() if known else []
+            target_token_probs = token_probs(self.sampling.probs(logits), committed)
+            draft_token_probs = token_probs(self._draft_probs, known)
             pairs = zip(draft_token_probs, target_token_probs, strict=False)
             agreements = [min(1.0, draft_prob / target_prob) for draft_prob, target_prob in pairs]
         self._drafter.commit(committed, agreements, target_token_probs)

@@ -4,7 +4,10 @@ from typing import Literal, Protocol
 
 from dsl_train.records import DraftStep, Round
 
-Needs = Literal["position", "primitives", "features"]
+Needs = Literal["position", "confidence", "primitives", "features"]
+"""The position alone, also the two largest log-probabilities and the token's, also entropy and TOP of them; or
+features."""
+WITHOUT_ENTROPY = ("confidence", "features")
 
 
 class Policy(Protocol):

@@ -11,6 +11,7 @@ by round, towards no shift at all, and the rule tries again.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dsl_train.cost import StopRule
 
@@ -43,7 +44,7 @@ class OnlineShift:
 
     def rule(self, rule: StopRule) -> StopRule:
         """For the estimate as it is, what `rule` says of the corrected one."""
-        return StopRule(tuple(moved(threshold, -self.shift) for threshold in rule.thresholds))
+        return replace(rule, thresholds=tuple(moved(threshold, -self.shift) for threshold in rule.thresholds))
 
 
 def moved(prob: float, shift: float) -> float:

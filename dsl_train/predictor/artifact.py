@@ -6,7 +6,7 @@ Knows files; knows no training. `runtime.py` reads what this module writes.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from dsl_train import provenance, schema
 from dsl_train.decisions import Decisions
+from dsl_train.guess import GuessTable
 from dsl_train.hf.bundle import write_bundle
 from dsl_train.predictor.card import card
 from dsl_train.predictor.config import TrainConfig
@@ -42,6 +43,7 @@ def write_artifact(
     names: tuple[str, ...],
     rows: torch.Tensor,
     table: ThresholdTable,
+    guesses: Sequence[GuessTable],
     metrics: Mapping[str, Any],
     decisions: Decisions,
 ) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def write_artifact(
         "schema": {"version": schema.SCHEMA_VERSION, "names": list(names), "fingerprint": schema.fingerprint(names)},
         "pair": decisions.traces.pair,
         "threshold_table": {"c_eff": list(table.c_eff), "threshold": list(table.threshold)},
+        "guesses": [guess.to_dict() for guess in guesses],
         "max_lookahead": decisions.max_lookahead,
         "sampling": _sampling_range(decisions),
         "metrics": {**metrics, "onnx_difference": difference, "onnx_bytes": (output / ONNX).stat().st_size},

@@ -18,6 +18,7 @@ from dsl_train.decisions import Decisions
 from dsl_train.predictor import artifact, metrics
 from dsl_train.predictor.config import C_GRID, TrainConfig
 from dsl_train.predictor.data import SPLITS, TraceDataModule
+from dsl_train.predictor.guesses import fit_guesses
 from dsl_train.predictor.measure import measure
 from dsl_train.predictor.network import POSITIONS, SurvivalNetwork
 from dsl_train.predictor.runtime import ThresholdTable
@@ -68,10 +69,16 @@ def fit(config: TrainConfig) -> TrainResult:
         network, epochs = _best_network(config, data)
         _calibrate(network, data, all_decisions)
         survival = _survival(network, data.features)
-    table = _solve(all_decisions, data, survival)
+    known, estimates = _trained_on(all_decisions, data, survival)
+    # One threshold table for all temperatures: survival is a probability at each of them, and the rate falls off slowly
+    # beside the best threshold (docs/study.md)
+    table = ThresholdTable(C_GRID, tuple(solve_thresholds(known, estimates, C_GRID)))
+    guesses = fit_guesses(known, estimates)
     measured = measure(all_decisions, data, survival, table)
     rows = data.part("test")[0][:_PARITY_ROWS]
-    described = artifact.write_artifact(config.output, network, config.names, rows, table, measured, all_decisions)
+    described = artifact.write_artifact(
+        config.output, network, config.names, rows, table, guesses, measured, all_decisions
+    )
     return TrainResult(
         output=config.output,
         shipped=artifact.ship(config.output, config.ship_to) if config.ship_to else None,
@@ -110,9 +117,7 @@ def _survival(network: SurvivalNetwork, features: torch.Tensor) -> np.ndarray:
     return torch.cat([network.survival(part) for part in features.split(65_536)]).numpy()
 
 
-def _solve(all_decisions: Decisions, data: TraceDataModule, survival: np.ndarray) -> ThresholdTable:
-    """One table for all temperatures: survival is a probability at each of them, and the rate falls off slowly beside
-    the best threshold (docs/study.md)."""
+def _trained_on(all_decisions: Decisions, data: TraceDataModule, survival: np.ndarray) -> tuple[Decisions, np.ndarray]:
+    """Those of the training prompts whose replay is exact, and their survival."""
     keep = all_decisions.replayable(data.split_of_sequence == SPLITS.index("train"))
-    estimates = survival[keep[all_decisions.sequence]]
-    return ThresholdTable(C_GRID, tuple(solve_thresholds(all_decisions.select(keep), estimates, C_GRID)))
+    return all_decisions.select(keep), survival[keep[all_decisions.sequence]]

@@ -123,9 +123,11 @@ def cost_table(cost: CostProfile) -> Table:
         *((f"target, {width} new token(s)", step, f"position {width - 1}") for width, step in enumerate(steps, 1)),
         ("target, each further token", cost.target_step_per_token, ""),
         ("draft", cost.draft_step, ""),
-        ("its entropy and probabilities", cost.primitives, "primitives 8"),
+        ("its largest probabilities", cost.confidence, "confidence 8"),
+        ("and its entropy", cost.primitives, "primitives 8"),
         ("features and predictor, a draft", cost.predictor, "features 8"),
         ("features and predictor, a round", cost.predictor_round, "features 0"),
+        ("of these, a question that may be spared", cost.question, "unasked 8"),
         ("round, beyond its forwards", cost.round_overhead, ""),
     ):
         spread = " ... ".join(f"{bound * 1e3:.3f}" for bound in cost.spread.get(timed, ()))

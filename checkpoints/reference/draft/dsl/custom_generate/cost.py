@@ -25,6 +25,8 @@ class StopRule:
     """Draft on iff survival exceeds the threshold of the position; positions behind share the last one."""
 
     thresholds: tuple[float, ...]
+    question: float = 0.0
+    """What the time of asking the predictor is worth [tokens]: below that, better guess (`guess.py`)."""
 
     @classmethod
     def of(cls, threshold: "float | StopRule") -> "StopRule":
@@ -32,9 +34,9 @@ class StopRule:
         return threshold if isinstance(threshold, StopRule) else cls((threshold,))
 
     @classmethod
-    def solve(cls, threshold_at: Callable[[float], float], costs: Sequence[float]) -> "StopRule":
+    def solve(cls, threshold_at: Callable[[float], float], costs: Sequence[float], question: float = 0.0) -> "StopRule":
         """`threshold_at(c)` = rate * c is solved for rounds of price 1 + K * c; `costs` [K + 1] are rounds with 0 ... K
-        drafts, in rounds of plain decoding.
+        drafts, and `question` is one to the predictor, in rounds of plain decoding.
 
         Going on for n more drafts gains survival * (1 + KEPT + ... + KEPT ** (n - 1)) tokens and costs
         costs[k + n] - costs[k], each worth the rate L in tokens. It pays if it does for some n: what drafting at all
@@ -50,7 +52,7 @@ class StopRule:
         def price(k: int) -> float:
             return min((costs[k + n] - costs[k]) / kept[n] for n in range(1, min(AHEAD, len(costs) - 1 - k) + 1))
 
-        return cls(tuple(min(1.0, max(0.0, rate * price(k))) for k in range(len(costs) - 1)))
+        return cls(tuple(min(1.0, max(0.0, rate * price(k))) for k in range(len(costs) - 1)), rate * question)
 
     @property
     def first(self) -> float:
@@ -77,12 +79,16 @@ class CostProfile:
     """What each further token in a verification adds, from the second to TYPICAL_WIDTH."""
     predictor: float = 0.0
     """Features and predictor per draft token."""
+    confidence: float = 0.0
+    """Two largest log-probabilities and the token's per draft token, for the rules that go by them alone."""
     primitives: float = 0.0
-    """Entropy and log-probabilities per draft token, for the rules that go by them alone."""
+    """The same with entropy."""
     round_overhead: float = 0.0
     """Verification, commit and bookkeeping per round, the forward excluded."""
     predictor_round: float = 0.0
     """Features and predictor per round: the question before the first draft, the committed tokens."""
+    question: float = 0.0
+    """What of the two above is saved by each decision made without reading features."""
     target_steps: tuple[float, ...] = ()
     """[W] target forwards over 1 ... W new tokens; empty where only the two numbers above are known."""
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -135,17 +141,18 @@ class CostProfile:
 
     def stop_rule(self, threshold_at: Callable[[float], float]) -> StopRule:
         """The predictor's thresholds at these costs."""
-        return StopRule.solve(threshold_at, round_costs(self, _POSITIONS + AHEAD))
+        return StopRule.solve(threshold_at, round_costs(self, _POSITIONS + AHEAD), self.question / self.round_base)
 
     def without_predictor(self) -> "CostProfile":
         """What a rule pays that looks at nothing but the position."""
-        return replace(self, predictor=0.0, predictor_round=0.0)
+        return replace(self, predictor=0.0, predictor_round=0.0, question=0.0)
 
     def for_needs(self, needs: str) -> "CostProfile":
-        """What a rule pays for what it looks at: `position`, `primitives` or `features` (`policies.base.Needs`)."""
+        """What a rule pays for what it looks at (`policies.base.Needs`)."""
         if needs == "features":
             return self
-        return replace(self.without_predictor(), predictor=self.primitives if needs == "primitives" else 0.0)
+        looking = {"position": 0.0, "confidence": self.confidence, "primitives": self.primitives}[needs]
+        return replace(self.without_predictor(), predictor=looking)
 
     def verification(self, width: int) -> float:
         """A target forward over `width` new tokens [seconds]: measured; beyond the table, a line through its second
@@ -178,6 +185,11 @@ def round_costs(price: Price, max_drafted: int) -> list[float]:
     if isinstance(price, CostProfile):
         return [price.round_cost(num_drafted) for num_drafted in range(max_drafted + 1)]
     return [1.0 + price * num_drafted for num_drafted in range(max_drafted + 1)]
+
+
+def question(price: Price) -> float:
+    """Price of asking the predictor once, in rounds of plain decoding."""
+    return price.question / price.round_base if isinstance(price, CostProfile) else 0.0
 
 
 def rule_at(price: Price, threshold_at: Callable[[float], float]) -> StopRule:

@@ -55,9 +55,9 @@ def target_primitives(logits: torch.Tensor) -> torch.Tensor:
 
 
 def read_draft(
-    logits: torch.Tensor, token_ids: torch.Tensor | None = None, for_features: bool = False
+    logits: torch.Tensor, token_ids: torch.Tensor | None = None, without_entropy: bool = False
 ) -> tuple[list[int], DraftPrimitives]:
-    """Token ids and the primitives of the last row, in one copy to the host; `for_features`: perhaps no more of them
+    """Token ids and the primitives of the last row, in one copy to the host; `without_entropy`: perhaps no more of them
     than :func:`assemble` needs.
 
     `logits` as in :func:`draft_primitives`, [T, V], overwritten; `token_ids` [T] int64, by default each row's most
@@ -67,7 +67,7 @@ def read_draft(
         rows = on_host(logits)
         best: list[int] = rows.argmax(-1).tolist()
         ids = best if token_ids is None else token_ids.tolist()
-        if for_features:
+        if without_entropy:
             return ids, _confidence(rows[-1], best[-1], ids[-1])
         entropy, *log_probs, token_log_prob = _draft_row(rows[-1], ids[-1])
         return ids, DraftPrimitives(ids[-1], entropy, tuple(log_probs), token_log_prob)
@@ -75,6 +75,17 @@ def read_draft(
     packed = torch.cat([token_ids.double(), draft_primitives(logits[-1:], token_ids[-1:])[0].double()]).tolist()
     ids = list(map(int, packed[: len(token_ids)]))
     return ids, unpack_draft(packed[len(ids) :], ids[-1])
+
+
+def read_drawn(logits: torch.Tensor, probs: torch.Tensor, token_id: int) -> DraftPrimitives:
+    """What :func:`read_draft` reads without entropy, where `probs` [V] = softmax(`logits` [V]) is known already; on the
+    CPU. `logits` is overwritten."""
+    row = on_host(logits)
+    best = row.argmax()
+    most, token, first = float(row[best]), float(row[token_id]), math.log(on_host(probs).item(best))
+    row[best] = -math.inf
+    second = float(row[row.argmax()])
+    return DraftPrimitives(token_id, math.nan, (first, second - most + first), token - most + first)
 
 
 def unpack_draft(row: list[float], token_id: int) -> DraftPrimitives:

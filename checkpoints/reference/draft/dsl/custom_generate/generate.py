@@ -16,7 +16,9 @@ The files beside it:
     from .drafter import *
     from .encoder_decoder import *
     from .engine import *
+    from .feature_view import *
     from .features import *
+    from .guess import *
     from .hf_decoding import *
     from .hf_embedded import *
     from .hf_families import *

@@ -17,7 +17,7 @@ class ConfidenceRocPolicy(Policy):
     not among them: nobody asks after it.
     """
 
-    needs: Needs = "primitives"
+    needs: Needs = "confidence"
 
     def __init__(self, threshold: float = 0.4, max_lookahead: int = 20) -> None:
         self.name = f"confidence-roc:{threshold:g},{max_lookahead}"
@@ -58,7 +58,6 @@ def roc_threshold(probs: Sequence[float], matches: Sequence[bool]) -> float:
 class _FollowsAcceptance(Policy):
     """A threshold that creeps towards 0.9 of the drafts being accepted."""
 
-    needs: Needs = "primitives"
     TARGET, RATE_DECAY, STEP, THRESHOLD_DECAY = 0.9, 0.5, 0.01, 0.9
 
     def __init__(self, name: str, threshold: float, max_lookahead: int) -> None:
@@ -84,6 +83,8 @@ class _FollowsAcceptance(Policy):
 class DraftVerifyPolicy(_FollowsAcceptance):
     """Stop behind the first token whose draft probability is under the threshold (2309.08168, its code)."""
 
+    needs: Needs = "confidence"
+
     def __init__(self, threshold: float = 0.8, max_lookahead: int = 8) -> None:
         super().__init__("draft-verify", threshold, max_lookahead)
 
@@ -94,6 +95,7 @@ class DraftVerifyPolicy(_FollowsAcceptance):
 class AdaEdlPolicy(_FollowsAcceptance):
     """Stop behind the first distribution with 1 - sqrt(0.2 * entropy) under the threshold (2410.18351)."""
 
+    needs: Needs = "primitives"
     SCALE = 0.2
 
     def __init__(self, threshold: float = 0.5, max_lookahead: int = 16) -> None:

@@ -1,18 +1,28 @@
 """The trained stop rule: another token while its survival is worth its price."""
 
+import math
+
 from .cost import StopRule
+from .guess import AskingPlan, nearest
 from .policies_alertness import Alertness
 from .policies_base import Needs
 from .policies_online import OnlineShift
 from .predictor_runtime import Predictor
 from .records import DraftStep, Round
+from .schema import FEATURE_NAMES
+
+_TEMPERATURE = FEATURE_NAMES.index("temperature")
+#: Rounds that the share of accepted first drafts is averaged over, and those that its beginning counts as.
+_ROUNDS, _BEGINNING = 64, 8
 
 
 class LearnedPolicy:
     """Another iff survival > threshold; `CostProfile.stop_rule(predictor.threshold)` gives it for measured costs, one
     for each position. With `adapt` they follow what was accepted, from text to text.
 
-    While a draft proves useless the policy rests: it wants no token, so the engine does not even ask.
+    Where a question costs more than its answer is likely to be worth, the answer is guessed (`guess.py`), before the
+    first draft only while first drafts are accepted. While a draft proves useless the policy rests: it wants no token,
+    so the engine does not even ask.
     """
 
     needs: Needs = "features"  # of the class; of one that never drafts, "position"
@@ -31,10 +41,14 @@ class LearnedPolicy:
         if self.rule.first >= 1.0:  # no survival is above it: spare the loop the question and its features
             self._cap, self.needs = 0, "position"
         self.last_survival: float | None = None
-        """Of the latest decision, for display."""
+        """Of the latest decision, for display: an answer, or what was taken for it."""
         self._alertness = Alertness()
         self._online = OnlineShift() if adapt else None
         self._survivals: list[float] = []  # that asked for the tokens of this round
+        self._tables = predictor.guesses if self.rule.question > 0.0 and not adapt else ()
+        self._plan: AskingPlan | None = None  # of this text, once its temperature is known
+        self._guess = 1.0
+        self._accepted, self._num_rounds = self.rule.first, _BEGINNING  # share of first drafts
 
     @property
     def max_lookahead(self) -> int:
@@ -46,8 +60,7 @@ class LearnedPolicy:
         self._cap = cap
 
     def wants_another(self, step: DraftStep) -> bool:
-        assert step.features is not None, "the engine gives features to a policy whose needs is 'features'"
-        self.last_survival = survival = self.predictor.survival(step.features)
+        self.last_survival = survival = self._survival(step)
         wanted = survival > self.rule.at(step.position)
         if wanted:
             self._survivals.append(survival)
@@ -59,8 +72,32 @@ class LearnedPolicy:
         if self._online:
             self._online.observe(self._survivals, finished.num_accepted)
             self.rule = self._online.rule(self.given_rule)
-        self._survivals = []
+        if finished.drafted:
+            self._num_rounds = min(_ROUNDS, self._num_rounds + 1)
+            self._accepted += ((finished.num_accepted > 0) - self._accepted) / self._num_rounds
+        self._begin_round()
 
     def reset(self) -> None:
-        self.last_survival = None
-        self._survivals = []
+        self.last_survival = self._plan = None
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._survivals, self._guess = [], 1.0
+
+    def _survival(self, step: DraftStep) -> float:
+        if self._plan is None:
+            return self._ask(step)
+        if step.draft is None:
+            lacking = self.rule.first - self._accepted  # tokens that deciding otherwise would save, if all were refused
+            expected = self._plan.first if lacking < self.rule.question else None
+        else:
+            self._guess *= math.exp(step.draft.token_log_prob)
+            expected = self._plan.expected(step.position, self._guess)
+        return self._ask(step) if expected is None else expected
+
+    def _ask(self, step: DraftStep) -> float:
+        features = step.features
+        if self._tables and self._plan is None:
+            self._plan = AskingPlan(nearest(self._tables, float(features[_TEMPERATURE])), self.rule)
+        self._guess = survival = self.predictor.survival(features)
+        return survival

@@ -16,7 +16,7 @@ EPSILON = 1e-6
 class ConfidencePolicy(Policy):
     """Stop behind the first token whose draft probability is under the threshold (transformers' constant threshold)."""
 
-    needs: Needs = "primitives"
+    needs: Needs = "confidence"
 
     def __init__(self, threshold: float = 0.4, max_lookahead: int = 20) -> None:
         self.name = f"confidence:{threshold:g},{max_lookahead}"
@@ -29,7 +29,7 @@ class ConfidencePolicy(Policy):
 class KangarooPolicy(Policy):
     """Stop behind the first distribution whose largest probability is under the threshold (2404.18911, its code)."""
 
-    needs: Needs = "primitives"
+    needs: Needs = "confidence"
 
     def __init__(self, threshold: float = 0.6, max_lookahead: int = 6) -> None:
         self.name = f"kangaroo:{threshold:g},{max_lookahead}"
@@ -56,7 +56,7 @@ class SvipPolicy(Policy):
 class CumulativePolicy(Policy):
     """Stop once the product of the block's draft probabilities is under the threshold (as EAGLE-2 ranks its nodes)."""
 
-    needs: Needs = "primitives"
+    needs: Needs = "confidence"
 
     def __init__(self, threshold: float = 0.3, max_lookahead: int = 16) -> None:
         self.name = f"cumulative:{threshold:g},{max_lookahead}"
@@ -75,7 +75,7 @@ class LogisticPolicy(Policy):
     """
 
     name = "logistic"
-    needs: Needs = "primitives"
+    needs: Needs = "confidence"
 
     def __init__(self, threshold: float, slope: float, *intercepts: float) -> None:
         self.threshold, self.slope, self.intercepts = threshold, slope, intercepts

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 
 from . import cost, schema
+from .guess import GuessTable
 from .predictor_light import LightNetwork, initializers
 from .records import DslError
 
@@ -49,6 +50,8 @@ class Predictor:
         self.max_lookahead: int = config["max_lookahead"]
         table = config["threshold_table"]
         self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
+        self.guesses = _guess_tables(folder, config.get("guesses", []))
+        """What it answers where it could be guessed, by temperature; none of predictors older than that."""
         self._columns = np.array([schema.FEATURE_NAMES.index(name) for name in self.names])
         self._light = _light_network(folder / ONNX, self._survivals, self._columns, self.names)
 
@@ -159,6 +162,15 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"install the dsl-train that wrote it ({wrote}) or train anew"
         )
     return config
+
+
+def _guess_tables(folder: Path, described: Any) -> tuple[GuessTable, ...]:
+    try:
+        return tuple(map(GuessTable.from_dict, described))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DslError(
+            f"{folder / CONFIG} is damaged (guesses: {error!r}); copy it again or run dsl-train --export_only"
+        ) from error
 
 
 def _check_schema(folder: Path, described: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

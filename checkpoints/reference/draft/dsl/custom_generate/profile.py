@@ -28,7 +28,7 @@ from .timing import measure
 
 _log = logging.getLogger(__name__)
 #: Of the cached file; another format is measured again.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 #: Quartiles of one step this far apart, or a step this much slower or quicker than when it was measured: disturbed.
 MAX_RATIO = 1.3
 #: Least processor time per second of a measurement that nothing else disturbed.

@@ -51,10 +51,10 @@ class CachedModel:
         return logits
 
     def choose(self, token_ids: Sequence[int], keep: int) -> tuple[list[int], DraftPrimitives]:
-        """What greedy drafting reads of :meth:`logits`: each row's most likely token, and the last row's primitives as
-        far as features want them."""
+        """What greedy drafting reads of :meth:`logits`: each row's most likely token, and the last row's primitives
+        without entropy."""
         if self._compiled is None:
-            return read_draft(self.logits(token_ids, keep), for_features=True)
+            return read_draft(self.logits(token_ids, keep), without_entropy=True)
         rows = self._compiled.read(self._new(token_ids, keep), self.length, keep)
         self.length = len(token_ids)
         _, first, second = rows[-1]

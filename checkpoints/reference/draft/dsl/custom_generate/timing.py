@@ -28,11 +28,13 @@ from .sampling import Sampling
 _TEXT_LENGTH = 128  # tokens of the text that everything is timed on, context permitting
 _LOOKAHEADS = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
 _TYPICAL = 8  # drafts of the rounds that show what looking at them costs
+_UNASKED = "unasked"  # rounds of a policy that could read features and does not
 _MIN_TURNS = 3
 _PLAIN_STEPS = 3  # a turn
 
 Samples = dict[tuple[str, int], list[float]]
-"""Seconds of rounds, by what the policy looked at and K; `("draft", 1)`, a draft token; `("target", 1)`, a forward."""
+"""Seconds of rounds, by what the policy looked at and K; `("draft", 1)`, a draft token; `("target", 1)`, a forward;
+`unasked`, a policy that features are kept for without its reading them."""
 
 
 @torch.inference_mode()
@@ -55,10 +57,12 @@ def measure(
     plain = [_Turn(0, False), *[_Turn(0)] * _PLAIN_STEPS]
     schedules = {
         _Scheduled("position"): [_Turn(1, False), *map(_Turn, lookaheads), _Turn(typical), *plain],
+        _Scheduled("confidence"): [_Turn(1, False), *[_Turn(typical)] * 2],
         _Scheduled("primitives"): [_Turn(1, False), *[_Turn(typical)] * 2],
     }
     if predictor is not None:
         schedules[_Scheduled("features", predictor)] = [_Turn(1, False), *[_Turn(typical)] * 2, *plain]
+        schedules[_Scheduled("features")] = [_Turn(1, False), *[_Turn(typical)] * 2]
     time_draft = _draft_timer(target, draft, sampling, text, typical)
     samples: Samples = defaultdict(list)
     began = time.perf_counter()
@@ -66,7 +70,7 @@ def measure(
         for policy, schedule in schedules.items():
             engine = SpeculativeEngine(target, draft, policy, sampling)
             for lookahead, seconds in _time_rounds(engine, policy, text, schedule):
-                samples[policy.needs, lookahead].append(seconds)
+                samples[policy.label, lookahead].append(seconds)
         samples["draft", 1].append(time_draft())
         samples["target", 1] += _time_plain_steps(target, text)
         if turn == 0:
@@ -83,7 +87,7 @@ class _Turn(NamedTuple):
 
 
 class _Scheduled:
-    """Drafts what it is told to, and asks the predictor all the same."""
+    """Drafts what it is told to, and asks the predictor, if it has one, all the same."""
 
     name = "scheduled"
     max_lookahead = _LOOKAHEADS[0] + 1
@@ -91,11 +95,11 @@ class _Scheduled:
     def __init__(self, needs: Needs, predictor: Predictor | None = None) -> None:
         self.needs: Needs = needs
         self.predictor = predictor
+        self.label = _UNASKED if needs == "features" and predictor is None else needs
         self.lookahead = 0
 
     def wants_another(self, step: DraftStep) -> bool:
         if self.predictor is not None:
-            assert step.features is not None, "the engine gives features to a policy whose needs is 'features'"
             self.predictor.survival(step.features)
         return step.position < self.lookahead
 
@@ -172,11 +176,13 @@ def _summarise(samples: Samples, typical: int) -> CostProfile:
     measured = sorted(k for needs, k in rounds if needs == "position")
     verifications = [max(0.0, rounds["position", k] - (plain - target) - k * draft) for k in measured]
     steps = [interpolate(k, measured, verifications) for k in range(measured[-1] + 1)]
-    prices = {"primitives": (rounds["primitives", typical] - rounds["position", typical]) / typical}
+    unseen = rounds["position", typical]
+    prices = {name: (rounds[name, typical] - unseen) / typical for name in ("confidence", "primitives")}
     if ("features", 0) in rounds:
+        looking = rounds["features", typical] - unseen
         prices["predictor_round"] = rounds["features", 0] - plain
-        looking = rounds["features", typical] - rounds["position", typical]
         prices["predictor"] = (looking - prices["predictor_round"]) / typical
+        prices["question"] = (rounds["features", typical] - rounds[_UNASKED, typical]) / (typical + 1)
     return CostProfile(
         draft_step=draft,
         target_step=target,
