@@ -14,7 +14,7 @@ import torch
 
 from dsl_train.api import Speculator
 from dsl_train.engine import SpeculativeEngine
-from dsl_train.features import BlockState, TextState
+from dsl_train.feature_view import FeatureView
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
@@ -32,13 +32,11 @@ _WATCHED: tuple[tuple[str, Any, str], ...] = (
     ("sampling", "dsl_train.engine", "verify_greedy"),
     ("sampling", Sampling, "probs"),
     ("sampling", Sampling, "scale"),
+    ("features", "dsl_train.runner", "read_draft"),
     ("features", "dsl_train.drafter", "read_draft"),
-    ("features", "dsl_train.drafter", "assemble"),
-    ("features", TextState, "__init__"),
-    ("features", TextState, "commit"),
-    ("features", TextState, "agree"),
-    ("features", BlockState, "__init__"),
-    ("features", BlockState, "append"),
+    ("features", "dsl_train.drafter", "read_drawn"),
+    ("features", FeatureView, "__init__"),
+    ("features", FeatureView, "vector"),
     ("predictor", Predictor, "survival"),
     ("host copies", torch.Tensor, "tolist"),
     ("host copies", torch.Tensor, "item"),

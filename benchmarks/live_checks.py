@@ -8,6 +8,9 @@ for the very rounds made. The predictor knows neither the useless draft nor the 
 was trained on, `learned:adapt` hears what was accepted. With the useless draft it must stop drafting and cost next to
 nothing. The perfect draft costs a target step per token, so at its measured price drafting gains nothing and the rule
 must say so; told that a draft costs --cheap target steps, it must draft up to its cap.
+
+With --own FOLDER and --train_prompts both get predictors of their own as well, as a user of such a pair would: traces
+of 60 prompts, trained for four epochs, kept there.
 """
 
 import argparse
@@ -16,17 +19,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from dsl_train import provenance, statistics
 from dsl_train.bench.config import AUTOREGRESSIVE, BenchConfig
+from dsl_train.bench.hf import Generate
 from dsl_train.bench.live import contender, pool, time_all
 from dsl_train.bench.replay import price_of
 from dsl_train.bench.setup import Setup, open_pair, open_predictor, read_prompts_as_tokens
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.shards import collect
 from dsl_train.cost import CostProfile, StopRule
 from dsl_train.loading import Pair
+from dsl_train.predictor.config import TrainConfig
+from dsl_train.predictor.fit import fit
+from dsl_train.predictor.runtime import Predictor
 from dsl_train.records import AcceptanceStats
 from dsl_train.runner import CachedModel
 from dsl_train.statistics import Interval
@@ -63,6 +73,8 @@ def main() -> None:
     parser.add_argument("--num_prompts", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cheap", type=float, default=0.1, help="price that the perfect draft is said to have")
+    parser.add_argument("--own", type=Path, help="folder of the predictors trained for the extreme drafts")
+    parser.add_argument("--train_prompts", help="what they are trained on")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     names = ("target", "draft", "predictor", "prompts", "num_prompts", "repeats")
@@ -71,12 +83,23 @@ def main() -> None:
     predictor = open_predictor(config, pair)
     useless, perfect = replace(pair, draft=random_weights(pair)), replace(pair, draft=pair.target)
     checks: list[Check] = []
-    for name, extreme, price, policies in (
-        ("trained", pair, None, ("static:0", "static:2", "static:4", "cumulative:0.4,5", LEARNED, ADAPTED)),
-        ("useless", useless, None, (LEARNED, ADAPTED)),
-        ("perfect", perfect, None, (LEARNED, ADAPTED)),
-        ("perfect", perfect, options.cheap, (LEARNED, ADAPTED)),
-    ):
+    cases: list[tuple[str, Pair, Predictor, float | None, tuple[str, ...]]] = [
+        ("trained", pair, predictor, None, ("static:0", "static:2", "static:4", "cumulative:0.4,5", LEARNED, ADAPTED)),
+        ("useless", useless, predictor, None, (LEARNED, ADAPTED)),
+        ("perfect", perfect, predictor, None, (LEARNED, ADAPTED)),
+        ("perfect", perfect, predictor, options.cheap, (LEARNED, ADAPTED)),
+    ]
+    if options.own:
+        for_useless, for_perfect = (
+            own_predictor(options, extreme, options.own / name)
+            for name, extreme in (("useless", useless), ("perfect", perfect))
+        )
+        cases += [
+            ("useless, its own predictor:", useless, for_useless, None, (LEARNED,)),
+            ("perfect, its own predictor:", perfect, for_perfect, None, (LEARNED,)),
+            ("perfect, its own predictor:", perfect, for_perfect, options.cheap, (LEARNED,)),
+        ]
+    for name, extreme, predictor, price, policies in cases:
         cost = measure(CachedModel(extreme.target), CachedModel(extreme.draft), predictor)
         rule = cost.stop_rule(predictor.threshold) if price is None else StopRule.of(predictor.threshold(price))
         setup = Setup(config, extreme, read_prompts_as_tokens(config, extreme), predictor, cost, rule)
@@ -86,6 +109,25 @@ def main() -> None:
     if options.output:
         origin = {"versions": provenance.software_versions(), "command": provenance.command_line()}
         provenance.write_json(options.output, {"checks": [asdict(check) for check in checks], **origin})
+
+
+def own_predictor(options: argparse.Namespace, pair: Pair, folder: Path) -> Predictor:
+    """Collected and trained for this very draft."""
+    draft = folder / "draft"
+    pair.draft.save_pretrained(draft)
+    pair.tokenizer.save_pretrained(draft)
+    collect(
+        CollectConfig(
+            target=options.target,
+            draft=str(draft),
+            output=str(folder / "traces"),
+            prompts=options.train_prompts,
+            num_prompts=60,
+            tail_length=15,
+        )
+    )
+    fit(TrainConfig(traces=(folder / "traces",), output=folder / "predictor", epochs=4))
+    return Predictor.load(folder / "predictor")
 
 
 def random_weights(pair: Pair) -> torch.nn.Module:
@@ -109,6 +151,7 @@ def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequ
         plain = target_prompts + stats.num_committed_tokens * price.round_base
         drafting = draft_prompts if stats.num_draft_tokens else 0.0
         own = target_prompts + drafting + sum(price.round_seconds(len(r.drafted)) for r in rounds)
+        own -= setup.config.repeats * num_spared(contenders[policy], setup) * price.question
         yield Check(
             draft=name,
             policy=policy,
@@ -119,6 +162,15 @@ def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequ
             mean_lookahead=stats.num_draft_tokens / stats.num_spec_steps,
             acceptance=stats.draft_acceptance_rate,
         )
+
+
+def num_spared(contender: Generate, setup: Setup) -> int:
+    """Decisions of one turn that were made without asking the predictor."""
+    assert setup.predictor is not None, "a check has a predictor"
+    with patch.object(setup.predictor, "survival", wraps=setup.predictor.survival) as asked:
+        results = [contender(prompt, number) for number, (_, prompt) in enumerate(setup.prompts)]
+    decisions = sum(len(r.drafted) + 1 for result in results for r in result.rounds)
+    return max(0, decisions - asked.call_count)
 
 
 @torch.inference_mode()

@@ -1,13 +1,15 @@
 """How near to the ceiling under sampling any learner gets: larger models, and whatever a drafter could look at besides.
 
     python benchmarks/sampled_ceiling.py --num_prompts 400 --epochs 5 --output sampled_ceiling.md \\
-        --train runs/reference/train_t08_tail15 --test runs/reference/test_t08_tail15
+        --train runs/reference/train_t08_tail15 --test runs/reference/test_t08_tail15 \\
+        --target checkpoints/reference/target --draft checkpoints/reference/draft
 
 Acceptance of a draft is min(1, target/draft): it hangs on the target's distribution at places the drafter has not seen.
 `ceiling` knows it. The learners here know no more than a drafter could: the features; all primitives of the last three
 draft steps; what the last verified positions showed (the target's entropy and largest probability, the acceptance
-there, each now and on average); the last tokens by name. Each is trained on soft labels and gets its own threshold at
-each price, the best one on the test texts, so its share of the gap is flattered.
+there, each now and on average); the last tokens by name; with --target and --draft also the draft's hidden state behind
+its last token (what SpecDec++, 2405.19715, looks at) and the target's latest one. Each is trained on soft labels and
+gets its own threshold at each price, the best one on the test texts, so its share of the gap is flattered.
 
 Letters: N decisions of training and test texts together, S starts, E extra inputs.
 """
@@ -15,10 +17,13 @@ Letters: N decisions of training and test texts together, S starts, E extra inpu
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from hidden_states import of_draft, of_target
 from learners import Learner, Rows, validation_sequences
 from sklearn.ensemble import HistGradientBoostingRegressor
 from study import some_prompts
@@ -27,6 +32,7 @@ from torch import nn
 from dsl_train import decisions, provenance
 from dsl_train.bench.ceiling import known_survival
 from dsl_train.decisions import Decisions
+from dsl_train.loading import load_pair
 from dsl_train.predictor import metrics
 from dsl_train.predictor.measure import REPORTED_C
 from dsl_train.replay import draft_rows, replay_static, replay_survival, solve_thresholds
@@ -44,23 +50,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", nargs="+", type=Path, required=True, metavar="TRACES")
     parser.add_argument("--test", nargs="+", type=Path, required=True, metavar="TRACES")
+    parser.add_argument("--target", help="with --draft: learn from hidden states as well")
+    parser.add_argument("--draft")
     parser.add_argument("--num_prompts", type=int, help="training prompts, drawn at random; default all")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
     known = some_prompts(decisions.build(open_traces(options.train)), options.num_prompts, options.seed)
     test = decisions.build(open_traces(options.test))
     rows = Rows.of(known, test, validation_sequences(known, options.seed))
     extra = np.concatenate([extra_inputs(known), extra_inputs(test)])
     tokens = np.concatenate([last_tokens(known), last_tokens(test)])
+    states = known_states(options.target, options.draft, (known, test)) if options.target and options.draft else []
     static = [int(best.spec.partition(":")[2]) for best in tune_static(known, REPORTED_C)]
     floor = [replay_static(test, k).rate(c) for k, c in zip(static, REPORTED_C, strict=True)]
     top = [best_rate(test, known_survival(test), c) for c in REPORTED_C]
     head = ("what answers", "AUC", *(f"c {c:g}" for c in REPORTED_C))
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, answer in learners(options.epochs, options.seed):
+    for name, answer in learners(options.epochs, options.seed, states):
         began = time.perf_counter()
         survival = answer(rows, extra, tokens)[rows.test]
         auc = metrics.evaluate(survival, test.survival, test.position)["auc"]
@@ -72,12 +80,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     provenance.write_text(options.output, "\n".join([*lines, ""]))
 
 
-def learners(epochs: int, seed: int) -> Iterator[tuple[str, Callable[[Rows, np.ndarray, np.ndarray], np.ndarray]]]:
+def learners(
+    epochs: int, seed: int, states: "Sequence[States]"
+) -> Iterator[tuple[str, Callable[[Rows, np.ndarray, np.ndarray], np.ndarray]]]:
     yield "recipe: 64-64 on the features", lambda rows, *_: Learner(epochs=epochs, seed=seed).direct(rows, rows.soft)
     wide = Learner(hidden=(512, 512), epochs=epochs, seed=seed)
     yield "512-512 on the features", lambda rows, *_: wide.direct(rows, rows.soft)
     yield "trees of 127 leaves, all inputs", lambda rows, extra, _: boosted(rows, extra, seed)
     yield "256-256, all inputs and tokens", lambda rows, extra, tokens: embedded(rows, extra, tokens, epochs, seed)
+    names = ("the draft's hidden states", "the draft's and the target's")
+    for name, given in zip(names, (states[:1], states) if states else (), strict=False):
+        yield f"the same with {name}", partial(embedded, epochs=epochs, seed=seed, states=given)
 
 
 def line(name: str, auc: str, rates: Sequence[float], floor: Sequence[float], top: Sequence[float]) -> str:
@@ -149,6 +162,36 @@ def boosted(rows: Rows, extra: np.ndarray, seed: int) -> np.ndarray:
     return np.clip(model.predict(inputs), 1e-6, 1.0 - 1e-6)
 
 
+@dataclass(frozen=True, eq=False)
+class States:
+    """Hidden states of one model, and whose each decision sees."""
+
+    values: torch.Tensor
+    """[M + 1, H] float16; the last is nobody's."""
+    at: torch.Tensor
+    """[N] row of `values`."""
+
+    def of(self, decisions: torch.Tensor) -> torch.Tensor:
+        return self.values[self.at[decisions]].float()
+
+
+def known_states(target: str, draft: str, sides: Sequence[Decisions]) -> list[States]:
+    """Of the draft behind the token drafted last; of the target at the round's start."""
+    pair = load_pair(target, draft, "float32", "cpu")
+    drafted = [(of_draft(some, pair.draft), _drafted_rows(some)[:, 0]) for some in sides]
+    started = [(of_target(some, pair.target), np.repeat(some.row, some.num_decisions)) for some in sides]
+    return [_joined(drafted), _joined(started)]
+
+
+def _joined(sides: Sequence[tuple[np.ndarray, np.ndarray]]) -> States:
+    values = np.concatenate([*(values for values, _ in sides), np.zeros((1, sides[0][0].shape[1]), np.float16)])
+    nobody, first, at = len(values) - 1, 0, []
+    for own, rows in sides:
+        at.append(np.where(rows >= 0, rows + first, nobody))
+        first += len(own)
+    return States(torch.from_numpy(values), torch.from_numpy(np.concatenate(at)))
+
+
 class _Embedded(nn.Module):
     def __init__(self, num_inputs: int, num_tokens: int) -> None:
         super().__init__()
@@ -162,14 +205,20 @@ class _Embedded(nn.Module):
         return self.mlp(torch.cat([inputs, self.embedding(tokens).flatten(1)], dim=1))[:, 0]
 
 
-def embedded(rows: Rows, extra: np.ndarray, tokens: np.ndarray, epochs: int, seed: int) -> np.ndarray:
+def embedded(
+    rows: Rows, extra: np.ndarray, tokens: np.ndarray, epochs: int, seed: int, states: Sequence[States] = ()
+) -> np.ndarray:
     """The epoch of the smallest validation loss."""
     torch.manual_seed(seed)
     values = np.column_stack([rows.features, extra]).astype(np.float32)
     mean, scale = values[rows.train].mean(0), values[rows.train].std(0) + 1e-6
     inputs = torch.from_numpy(np.clip((values - mean) / scale, -6.0, 6.0))
     ids, soft = torch.from_numpy(tokens), torch.from_numpy(rows.soft)
-    network = _Embedded(inputs.shape[1], int(tokens.max()) + 1)
+    network = _Embedded(inputs.shape[1] + sum(own.values.shape[1] for own in states), int(tokens.max()) + 1)
+
+    def answer(some: torch.Tensor) -> torch.Tensor:
+        return network(torch.cat([inputs[some], *(own.of(some) for own in states)], dim=1), ids[some])
+
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     train, val = torch.from_numpy(rows.train), torch.from_numpy(rows.val)
     total = epochs * -(-len(train) // BATCH_SIZE)
@@ -178,14 +227,14 @@ def embedded(rows: Rows, extra: np.ndarray, tokens: np.ndarray, epochs: int, see
     for _ in range(epochs):
         network.train()
         for batch in train[torch.randperm(len(train))].split(BATCH_SIZE):
-            loss = loss_of(network(inputs[batch], ids[batch]), soft[batch])
+            loss = loss_of(answer(batch), soft[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
         network.eval()
         with torch.no_grad():
-            logits = torch.cat([network(a, b) for a, b in zip(inputs.split(65_536), ids.split(65_536), strict=True)])
+            logits = torch.cat([answer(some) for some in torch.arange(len(inputs)).split(65_536)])
         loss = float(loss_of(logits[val], soft[val]))
         if loss < best[0]:
             best = loss, logits.sigmoid().numpy()

@@ -75,6 +75,24 @@ def test_tokens_drafted_unasked_are_no_evidence():
     assert policy.max_lookahead == StubPredictor.max_lookahead
 
 
+def test_who_never_wants_a_draft_is_asked_in_one_round_of_five():
+    policy, asked = LearnedPolicy(StubPredictor(), threshold=0.5), []
+    for _ in range(200):
+        asked.append(policy.max_lookahead > 0)
+        assert not (asked[-1] and policy.wants_another(step(0.2, position=0)))
+        policy.observe(finished(0, 0))
+    assert all(asked[:16])
+    assert sum(asked[100:]) == 20
+
+
+def test_one_draft_wanted_ends_that():
+    policy = LearnedPolicy(StubPredictor(), threshold=0.5)
+    for number in range(200):
+        assert policy.max_lookahead > 0
+        wanted = policy.wants_another(step(0.8 if number % 16 == 15 else 0.2, position=0))
+        policy.observe(finished(wanted, wanted))
+
+
 def test_replay_rests_as_the_policy_does():
     never = build(make_traces(*["r" * 60] * 8, tail=15))
     result = replay_policy(never, LearnedPolicy(Sure(), threshold=0.5))

@@ -99,11 +99,29 @@ def test_before_the_first_draft_it_is_asked_until_first_drafts_are_accepted():
     assert asked[-1] == 1
 
 
-def test_without_a_price_or_while_adapting_it_is_always_asked():
-    for policy in (LearnedPolicy(Predictor(0.95), 0.5), LearnedPolicy(Predictor(0.95), RULE, adapt=True)):
-        for position in range(4):
-            policy.wants_another(step(position))
-        assert policy.predictor.num_asked == 4
+def test_without_a_price_it_is_always_asked():
+    policy = LearnedPolicy(Predictor(0.95), 0.5)
+    for position in range(4):
+        policy.wants_another(step(position))
+    assert policy.predictor.num_asked == 4
+
+
+def test_only_answers_correct_the_thresholds_and_guesses_are_compared_with_those():
+    policy = LearnedPolicy(Predictor(0.95), RULE, adapt=True)
+    assert policy.wants_another(step(0))
+    policy.observe(finished(1, 1))
+    before = policy.rule
+    for prob in (1.0, 0.6):  # behind 0.6 it asks, and is refuted
+        for _ in range(100):
+            policy.wants_another(step(0))
+            policy.wants_another(step(1, prob))
+            policy.observe(finished(2, 1))
+        if prob == 1.0:
+            assert policy.predictor.num_asked == 1
+            assert policy.rule.another == pytest.approx(before.another, abs=0.05)
+    assert policy.rule.another > before.another + 0.1
+    assert policy.wants_another(step(1)) == (policy.rule.another < 0.9)
+    assert policy.last_survival == pytest.approx(0.9)
 
 
 def test_tables_are_fitted_for_each_temperature_from_what_was_answered():

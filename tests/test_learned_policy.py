@@ -19,10 +19,10 @@ class StubPredictor:
         return float(vector[0])
 
 
-def step(survival: float) -> DraftStep:
+def step(survival: float, position: int = 1) -> DraftStep:
     vector = np.zeros(len(FEATURE_NAMES), dtype=np.float32)
     vector[0] = survival
-    return DraftStep(position=1, start=4, draft=None, read_features=lambda: vector)
+    return DraftStep(position=position, start=4, draft=None, read_features=lambda: vector)
 
 
 def test_another_is_wanted_only_where_survival_is_above_the_threshold():

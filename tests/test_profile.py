@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_predictor import write_predictor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsl_train import profile, timing
 from dsl_train.cost import CostProfile
 from dsl_train.loading import Pair, load_pair
 from dsl_train.predictor.runtime import Predictor
+from dsl_train.records import DslError
 from dsl_train.runner import CachedModel
 from dsl_train.sampling import Sampling
 
@@ -65,6 +67,26 @@ def test_features_and_predictor_are_timed_too(pair, tmp_path):
     measured = timing.measure(CachedModel(pair.target), CachedModel(pair.draft), predictor, turns=2)
     assert {"features 0", "features 8", "unasked 8"} < set(measured.spread)
     assert all(low > 0 for low, _ in measured.spread.values())
+
+
+@pytest.mark.parametrize("context", [8, 16, 64, 128, 160])
+def test_a_short_context_is_measured_as_far_as_it_goes(context):
+    config = LlamaConfig(
+        **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 32),
+        **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 1),
+        max_position_embeddings=context,
+    )
+    model = LlamaForCausalLM(config).eval()
+    measured = timing.measure(CachedModel(model), CachedModel(model), turns=1)
+    assert len(measured.target_steps) == 1 + max(1, context // 8 if context < 128 else 16)
+
+
+def test_no_room_for_a_draft_is_said(pair):
+    config = LlamaConfig(vocab_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
+    config.max_position_embeddings = 2
+    model = LlamaForCausalLM(config).eval()
+    with pytest.raises(DslError, match="context of 2 tokens leaves no room"):
+        timing.measure(CachedModel(model), CachedModel(model), turns=1)
 
 
 def test_a_measured_pair_can_go_on_generating(pair):
@@ -134,7 +156,7 @@ def test_a_profile_is_read_only_while_a_target_step_takes_what_it_took(pair, unm
 
 
 def test_a_profile_measured_while_others_had_the_processor_is_measured_again(pair, unmeasured, monkeypatch, caplog):
-    clocks = iter([(0.0, 0.0), (3.0, 1.5), (10.0, 2.0), (13.0, 5.0)])
+    clocks = iter([*[(0.0, 0.0), (3.0, 1.5)] * profile.ATTEMPTS, (10.0, 2.0), (13.0, 5.0)])
     monkeypatch.setattr(profile, "_clocks", lambda: next(clocks))
     with caplog.at_level(logging.WARNING):
         profile.cached_profile(pair)
@@ -142,6 +164,15 @@ def test_a_profile_measured_while_others_had_the_processor_is_measured_again(pai
     monkeypatch.setattr(profile, "measure", lambda *_: dataclasses.replace(KNOWN, draft_step=0.125))
     assert profile.cached_profile(pair).draft_step == 0.125
     assert profile.cached_profile(pair).draft_step == 0.125  # undisturbed: the clocks are not read again
+
+
+def test_a_disturbance_that_passes_costs_a_measurement_and_no_warning(pair, unmeasured, monkeypatch, caplog):
+    clocks = iter([(0.0, 0.0), (3.0, 1.5), (3.0, 1.5), (6.0, 4.5)])
+    monkeypatch.setattr(profile, "_clocks", lambda: next(clocks))
+    with caplog.at_level(logging.WARNING):
+        assert profile.cached_profile(pair) == KNOWN
+    assert not caplog.text
+    assert profile.cached_profile(pair) == KNOWN
 
 
 def test_steps_that_differ_widely_show_that_the_machine_was_busy():

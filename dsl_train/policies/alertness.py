@@ -1,4 +1,5 @@
-"""Whether asking is worth it at all: a draft that is never accepted is left alone, but for a try now and then.
+"""Whether asking is worth it at all: a draft that is never accepted, or never wanted, is left alone, but for a try now
+and then.
 
 Each round that drafts is one piece of evidence: the survival that asked for its first token, and whether that one was
 accepted. A sequential test weighs it: "the estimate is right" against "hardly any draft is ever accepted". Doubts below
@@ -23,17 +24,28 @@ class Alertness:
     """Log-likelihood ratio at which the test is lost: by chance in a round of e^15."""
     FIRST_REST, LONGEST_REST = 4, 128
     """Rounds."""
+    IN_VAIN, REFUSED_REST = 16, 4
+    """Rounds in a row that wanted no draft, and for how many nobody is asked after that and each further one."""
 
     def __init__(self) -> None:
         self._doubt = 0.0
         self._rest, self._left = self.FIRST_REST, 0
+        self._num_refused = 0
 
     @property
     def awake(self) -> bool:
         return self._left == 0
 
+    def refuse(self) -> None:
+        """A round was asked and wanted no draft; called before it is observed."""
+        self._num_refused += 1
+        if self._num_refused >= self.IN_VAIN:
+            self._left = self.REFUSED_REST + 1
+
     def observe(self, survival: float | None, accepted: bool) -> None:
         """A round: the estimate that asked for its first draft (None if it drafted nothing) and what became of it."""
+        if survival is not None:
+            self._num_refused = 0
         if self._left:
             self._left -= 1
         elif survival is not None and accepted:

@@ -44,8 +44,9 @@ class LearnedPolicy:
         """Of the latest decision, for display: an answer, or what was taken for it."""
         self._alertness = Alertness()
         self._online = OnlineShift() if adapt else None
-        self._survivals: list[float] = []  # that asked for the tokens of this round
-        self._tables = predictor.guesses if self.rule.question > 0.0 and not adapt else ()
+        self._survivals: list[float] = []  # that wanted the tokens of this round
+        self._answers: list[float | None] = []  # the same; None where it was guessed
+        self._tables = predictor.guesses if self.rule.question > 0.0 else ()
         self._plan: AskingPlan | None = None  # of this text, once its temperature is known
         self._guess = 1.0
         self._accepted, self._num_rounds = self.rule.first, _BEGINNING  # share of first drafts
@@ -60,17 +61,21 @@ class LearnedPolicy:
         self._cap = cap
 
     def wants_another(self, step: DraftStep) -> bool:
-        self.last_survival = survival = self._survival(step)
+        guessed = self._guessed(step)
+        self.last_survival = survival = self._ask(step) if guessed is None else guessed
         wanted = survival > self.rule.at(step.position)
         if wanted:
             self._survivals.append(survival)
+            self._answers.append(survival if guessed is None else None)
+        elif step.position == 0:
+            self._alertness.refuse()
         return wanted
 
     def observe(self, finished: Round) -> None:
         first = self._survivals[0] if len(self._survivals) == len(finished.drafted) > 0 else None
         self._alertness.observe(first, finished.num_accepted > 0)
         if self._online:
-            self._online.observe(self._survivals, finished.num_accepted)
+            self._online.observe(self._answers, finished.num_accepted)
             self.rule = self._online.rule(self.given_rule)
         if finished.drafted:
             self._num_rounds = min(_ROUNDS, self._num_rounds + 1)
@@ -82,22 +87,21 @@ class LearnedPolicy:
         self._begin_round()
 
     def _begin_round(self) -> None:
-        self._survivals, self._guess = [], 1.0
+        self._survivals, self._answers, self._guess = [], [], 1.0
 
-    def _survival(self, step: DraftStep) -> float:
+    def _guessed(self, step: DraftStep) -> float | None:
+        """What to take for the answer; None if it is worth asking for."""
         if self._plan is None:
-            return self._ask(step)
+            return None
         if step.draft is None:
             lacking = self.rule.first - self._accepted  # tokens that deciding otherwise would save, if all were refused
-            expected = self._plan.first if lacking < self.rule.question else None
-        else:
-            self._guess *= math.exp(step.draft.token_log_prob)
-            expected = self._plan.expected(step.position, self._guess)
-        return self._ask(step) if expected is None else expected
+            return self._plan.first if lacking < self.rule.question else None
+        self._guess *= math.exp(step.draft.token_log_prob)
+        return self._plan.expected(step.position, self._guess)
 
     def _ask(self, step: DraftStep) -> float:
         features = step.features
         if self._tables and self._plan is None:
-            self._plan = AskingPlan(nearest(self._tables, float(features[_TEMPERATURE])), self.rule)
+            self._plan = AskingPlan(nearest(self._tables, float(features[_TEMPERATURE])), self.given_rule)
         self._guess = survival = self.predictor.survival(features)
         return survival

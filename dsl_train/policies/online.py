@@ -31,10 +31,13 @@ class OnlineShift:
         self._prior = self.PRIOR_STD**-2
         self._precision = self._prior
 
-    def observe(self, survivals: Sequence[float], num_accepted: int) -> None:
-        """A round: the estimate that asked for each drafted token, and how many were accepted."""
+    def observe(self, survivals: Sequence[float | None], num_accepted: int) -> None:
+        """A round: the estimate that asked for each drafted token, None where there was none, and how many were
+        accepted."""
         gradient = curvature = 0.0
         for number, survival in enumerate(survivals):
+            if survival is None:
+                continue
             prob = moved(survival, self.shift)
             gradient += (number < num_accepted) - prob
             curvature += prob * (1.0 - prob)

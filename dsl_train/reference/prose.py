@@ -54,10 +54,12 @@ def _docstrings(code: str) -> Iterator[str]:
 
 
 def main() -> None:
+    seen: set[str] = set()  # some topics share passages
     for half, (name, modules) in enumerate((("prose_train", HELD_OUT_TRAIN), ("prose_test", HELD_OUT_TEST))):
         rows = [row for source, text in sources(modules, half).items() for row in passages(source, text)]
         random.Random(name).shuffle(rows)
-        rows = rows[: _SIZES[name]]
+        rows = [row for row in rows[: _SIZES[name]] if row["prompt"] not in seen]
+        seen |= {row["prompt"] for row in rows}
         write_text(Path("data/prompts") / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         print(f"data/prompts/{name}.jsonl: {len(rows)} prompts from {len({row['source'] for row in rows})} sources")
 

@@ -33,6 +33,7 @@ FORMAT_VERSION = 5
 MAX_RATIO = 1.3
 #: Least processor time per second of a measurement that nothing else disturbed.
 MIN_SHARE = 0.9
+ATTEMPTS = 3
 _STEPS, _TEXT_LENGTH = 8, 128
 
 
@@ -51,9 +52,7 @@ def cached_profile(
         if doubt is None:
             return cost
         _log.warning("the cached cost profile %s is measured again: %s", path, doubt)
-    wall, processor = _clocks()
-    cost = measure(*typical_runners(pair), predictor, sampling)
-    disturbed = _disturbance(cost, *(now - then for now, then in zip(_clocks(), (wall, processor), strict=True)))
+    cost, disturbed = _measured(pair, predictor, sampling)
     if disturbed:
         _log.warning("the cost profile was measured on a busy machine (%s); the next run measures it again", disturbed)
     setting = _setting(pair, predictor is not None, sampling or Sampling())
@@ -64,6 +63,17 @@ def cached_profile(
     except OSError as error:
         _log.warning("the cost profile cannot be cached in %s (%s); it will be measured again", path, error)
     return cost
+
+
+def _measured(pair: Pair, predictor: Predictor | None, sampling: Sampling | None) -> tuple[CostProfile, str]:
+    """The first that nothing disturbed, or the last of ATTEMPTS and what disturbed it."""
+    for _ in range(ATTEMPTS):
+        began = _clocks()
+        cost = measure(*typical_runners(pair), predictor, sampling)
+        disturbed = _disturbance(cost, *(now - then for now, then in zip(_clocks(), began, strict=True)))
+        if not disturbed:
+            break
+    return cost, disturbed
 
 
 def _doubt(pair: Pair, disturbed: str, step: float) -> str | None:

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from .engine import SpeculativeEngine
 from .policies_base import Needs
 from .policies_factory import make_policy
 from .predictor_runtime import Predictor
-from .records import DraftStep, Round
+from .records import DraftStep, DslError, Round
 from .runner import CachedModel
 from .sampling import Sampling
 
@@ -115,7 +116,8 @@ class _OverError(Exception):
 def _time_rounds(
     engine: SpeculativeEngine, policy: _Scheduled, text: list[int], schedule: Sequence[_Turn]
 ) -> list[tuple[int, float]]:
-    """(K, seconds) of the timed rounds that could draft as many tokens as they were told."""
+    """(K, seconds) of the timed rounds that could draft as many tokens as they were told. Where the context is full the
+    text begins anew."""
     timed: list[tuple[int, float]] = []
     coming, now, since = iter(schedule), _Turn(0, False), 0.0
 
@@ -131,9 +133,13 @@ def _time_rounds(
         since = time.perf_counter()
 
     room = sum(turn.lookahead + 1 for turn in schedule) + policy.max_lookahead
-    policy.lookahead = 0
     with suppress(_OverError):
-        engine.generate(text, max_new_tokens=room, on_round=on_round)
+        while True:
+            policy.lookahead = 0
+            if not engine.generate(text, max_new_tokens=room, on_round=on_round).rounds:
+                context = min(engine.target.context, engine.draft.context)
+                raise DslError(f"a context of {context} tokens leaves no room for drafts; use plain decoding")
+            coming, now = chain([now], coming), _Turn(0, False)
     return timed
 
 
