@@ -29,20 +29,23 @@ from dsl_train.bench.replay import BOUNDS, by_prompt, coupling_draws, price_of
 from dsl_train.bench.tuned import replay_spec
 from dsl_train.cost import CostProfile, Price, StopRule, c_of, rule_at
 from dsl_train.decisions import Decisions
+from dsl_train.inputs import typical_runners
 from dsl_train.loading import load_pair
 from dsl_train.policies.factory import make_policy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.profile import cached_profile
 from dsl_train.replay import ReplayResult
 from dsl_train.sampling import Sampling
 from dsl_train.serving import load_predictor
 from dsl_train.statistics import Interval, Rates
+from dsl_train.timing import measure
 from dsl_train.traces import open_traces
 from dsl_train.tuning import AS_PUBLISHED, tune_baselines, tune_specdec
 
 LEARNED, ADAPTED, STATIC = "learned", "learned:adapt", "static"
 OWN_SIGNALS = "specdec++:draft"
 ORACLE_PLUS, CEILING, CLAIRVOYANT = "oracle+", "ceiling", "clairvoyant"
+#: A long profile: where rules differ by a percent, so may two of the usual three seconds.
+PROFILE_TURNS, PROFILE_SECONDS = 80, 25.0
 GRID = tuple(i / 100 for i in range(1, 100))
 
 
@@ -104,7 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--contest", nargs=3, action="append", required=True, metavar=("NAME", "TRAIN", "TEST"))
     parser.add_argument("--target", help="with --draft: measure what rounds cost here")
     parser.add_argument("--draft")
-    parser.add_argument("--cost", type=Path, help="or read it: JSON that `dsl-bench --mode profile --output` wrote")
+    parser.add_argument(
+        "--cost",
+        nargs="+",
+        type=Path,
+        help="or read it: JSON of `dsl-bench --mode profile --output`, one for each contest",
+    )
     parser.add_argument("--c", nargs="*", type=float, default=[0.05, 0.1, 0.2, 0.3])
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--output", type=Path, required=True)
@@ -112,9 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = load_predictor(options.predictor)
     options.output.mkdir(parents=True, exist_ok=True)
     contests: list[Contest] = []
-    for name, train, test in options.contest:
+    if options.cost and len(options.cost) != len(options.contest):
+        parser.error(f"{len(options.cost)} files of --cost for {len(options.contest)} contests; give one for each")
+    for number, (name, train, test) in enumerate(options.contest):
         sides = [open_decisions(folders.split(","), predictor) for folders in (train, test)]
-        prices = [*measured_prices(options, predictor, sides[1]), *options.c]
+        prices = [*measured_prices(options, number, predictor, sides[1]), *options.c]
         file = options.output / f"acceptance-{name}.json"
         contests += contest(name, *sides, predictor, prices, file, options.seed)
         text = markdown(contests)
@@ -131,15 +141,16 @@ def open_decisions(folders: Sequence[str], predictor: Predictor) -> Decisions:
     return decisions.build(traces, predictor.max_lookahead)
 
 
-def measured_prices(options: argparse.Namespace, predictor: Predictor, test: Decisions) -> list[Price]:
+def measured_prices(options: argparse.Namespace, number: int, predictor: Predictor, test: Decisions) -> list[Price]:
     if options.cost:
-        content = json.loads(options.cost.read_text("utf-8"))
+        content = json.loads(options.cost[number].read_text("utf-8"))
         return [CostProfile.from_dict(content.get("cost", content))]
     if not (options.target and options.draft):
         return []
     text = test.sequences[0]
     sampling = Sampling(float(text.temperature), int(text.top_k), float(text.top_p))
-    return [cached_profile(load_pair(options.target, options.draft), predictor, sampling)]
+    pair = load_pair(options.target, options.draft)
+    return [measure(*typical_runners(pair), predictor, sampling, turns=PROFILE_TURNS, max_seconds=PROFILE_SECONDS)]
 
 
 def contest(

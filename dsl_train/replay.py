@@ -207,6 +207,12 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
     )
 
 
+def start_numbers(decisions: Decisions, result: ReplayResult) -> np.ndarray:
+    """[R] the number of each round's start among all starts."""
+    firsts = decisions.bounds[result.sequence]
+    return firsts + result.start - decisions.start_index[firsts]
+
+
 def draft_rows(decisions: Decisions, starts: np.ndarray, position: int) -> np.ndarray:
     """Trace row of the draft number `position` (from 0) of each of `starts`; -1 behind the recorded tail."""
     run = decisions.run[starts].astype(np.int64)

@@ -127,7 +127,7 @@ def test_only_answers_correct_the_thresholds_and_guesses_are_compared_with_those
 def test_tables_are_fitted_for_each_temperature_from_what_was_answered():
     decisions = build(make_traces(*["aaaar" * 12] * 12, tail=15))
     survival = np.where(decisions.position == 0, 0.9, 0.5 / decisions.position.clip(1))
-    (table,) = fit_guesses(decisions, survival)
+    (table,) = fit_guesses(decisions, survival, threshold=0.3)
     assert table.temperature == 0.0
     assert set(table.first) == {0.9}
     answers = [answer for of_bin in table.answers for answer in of_bin]

@@ -64,7 +64,7 @@ def typical_text(learned: ReplayResult, static: ReplayResult, price: Price) -> i
 
 def along(decisions: Decisions, learned: ReplayResult, text: int, static: int) -> LookaheadAlong:
     rounds = np.flatnonzero(learned.sequence == text)
-    starts = start_numbers(decisions, learned)[rounds]
+    starts = replay.start_numbers(decisions, learned)[rounds]
     begin = len(decisions.sequences[text].prompt_token_ids)
     return LookaheadAlong(
         prompt_id=decisions.prompt_ids[text],
@@ -74,12 +74,6 @@ def along(decisions: Decisions, learned: ReplayResult, text: int, static: int) -
         accepted=tuple(learned.num_accepted[rounds].tolist()),
         static=static,
     )
-
-
-def start_numbers(decisions: Decisions, result: ReplayResult) -> np.ndarray:
-    """[R] the number of each round's start among all starts."""
-    firsts = decisions.bounds[result.sequence]
-    return firsts + result.start - decisions.start_index[firsts]
 
 
 def distribution(decisions: Decisions, learned: ReplayResult, static: int) -> LookaheadDistribution:

@@ -11,9 +11,8 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dsl_train.evidence.lookahead import start_numbers
 from dsl_train.evidence.material import Material
-from dsl_train.replay import ReplayResult
+from dsl_train.replay import ReplayResult, start_numbers
 
 Fate = Literal["accepted", "rejected", "corrected", "bonus"]
 PROMPT_TAIL = 40  # tokens of the prompt that are shown

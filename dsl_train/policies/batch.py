@@ -122,7 +122,7 @@ class LearnedBatchPolicy:
     def wants_another(self, texts: Sequence[int], steps: Sequence[DraftStep], batch_size: int) -> list[bool]:
         rule = self.rule_at(batch_size)
         threshold = rule.at(steps[0].position)
-        survivals = self.predictor.survival_batch(np.stack([_features(step) for step in steps]))  # [b]
+        survivals = self.predictor.survival_batch(np.stack([step.features for step in steps]))  # [b]
         return [bool(survivals.sum() > threshold * batch_size)] * len(steps)
 
     def observe(self, text: int, finished: Round) -> None:
@@ -165,7 +165,3 @@ class _Race:
         self.asks = tokens[True] * seconds[False] > tokens[False] * seconds[True]
         self._stretch = min(4 * self._stretch, _LONGEST_STRETCH) if self.asks == self._winner else _FIRST_STRETCH
         self._winner, self._left, self._running = self.asks, self._stretch, False
-
-
-def _features(step: DraftStep) -> np.ndarray:
-    return step.features

@@ -16,7 +16,7 @@ import torch
 from dsl_train import decisions
 from dsl_train.decisions import Decisions
 from dsl_train.predictor import artifact, metrics
-from dsl_train.predictor.config import C_GRID, TrainConfig
+from dsl_train.predictor.config import C_GRID, USUAL_C, TrainConfig
 from dsl_train.predictor.data import SPLITS, TraceDataModule
 from dsl_train.predictor.guesses import fit_guesses
 from dsl_train.predictor.measure import measure
@@ -73,7 +73,7 @@ def fit(config: TrainConfig) -> TrainResult:
     # One threshold table for all temperatures: survival is a probability at each of them, and the rate falls off slowly
     # beside the best threshold (docs/study.md)
     table = ThresholdTable(C_GRID, tuple(solve_thresholds(known, estimates, C_GRID)))
-    guesses = fit_guesses(known, estimates)
+    guesses = fit_guesses(known, estimates, table.at(USUAL_C))
     measured = measure(all_decisions, data, survival, table)
     rows = data.part("test")[0][:_PARITY_ROWS]
     described = artifact.write_artifact(

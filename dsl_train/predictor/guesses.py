@@ -7,16 +7,21 @@ import numpy as np
 
 from dsl_train.decisions import Decisions
 from dsl_train.guess import GuessTable
+from dsl_train.replay import replay_survival, start_numbers
 from dsl_train.schema import FEATURE_NAMES
 
 BINS, ANSWERS = 16, 12
 _DIGITS = 4
 
 
-def fit_guesses(decisions: Decisions, survival: np.ndarray) -> tuple[GuessTable, ...]:
-    """One table for each temperature; `survival` [N] is the predictor's."""
+def fit_guesses(decisions: Decisions, survival: np.ndarray, threshold: float) -> tuple[GuessTable, ...]:
+    """One table for each temperature, from the rounds that the policy makes at a usual threshold; `survival` [N] is the
+    predictor's."""
+    rounds = replay_survival(decisions, survival, threshold)
+    met = np.zeros(len(decisions.run), dtype=bool)
+    met[start_numbers(decisions, rounds)] = True
     temperatures = np.array([round(float(text.temperature), 6) for text in decisions.sequences])  # [Q]
-    of_decision = temperatures[decisions.sequence]
+    of_decision = np.where(np.repeat(met, decisions.num_decisions), temperatures[decisions.sequence], np.nan)
     tables = []
     for temperature in sorted(set(temperatures.tolist())):
         chosen = of_decision == temperature

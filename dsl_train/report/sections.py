@@ -94,7 +94,8 @@ def plates(evidence: Evidence) -> Iterator[Plate]:
         "threshold",
         "Is the threshold the right one?",
         speed_plots.threshold_figure,
-        "The curve is the speed at every threshold; the diamond is what the stop rule chose by itself, "
+        "The curve is the speed at every threshold if the predictor is asked behind every draft; the diamond is what "
+        "the stop rule chose by itself, "
         f"{100 * evidence.thresholds.loss:.1f} % slower than the best on these prompts ({evidence.thresholds.best:g}).",
     )
     yield from _lookahead_plates(evidence)
