@@ -89,7 +89,8 @@ class BenchConfig:
         }
         for name in required[self.mode]:
             if not getattr(self, name):
-                raise ValueError(f"--mode {self.mode} needs --{name}")
+                instead = "; for traces alone add --mode replay" if self.mode == "live" and self.traces else ""
+                raise ValueError(f"--mode {self.mode} needs --{name}{instead}")
         if self.report and not self.traces:
             raise ValueError("--report needs --traces of held-out prompts")
         for name in ("num_prompts", "max_new_tokens", "repeats", "draws", "law_prompts"):
