@@ -34,7 +34,8 @@ class GuessTable:
     def from_dict(cls, values: Mapping[str, Any]) -> "GuessTable":
         """What :meth:`to_dict` wrote. Raises KeyError, TypeError or ValueError if it is something else."""
         answers = tuple(tuple(map(float, of_bin)) for of_bin in values["answers"])
-        table = cls(float(values["temperature"]), tuple(map(float, values["edges"])), answers, tuple(values["first"]))
+        edges, first = (tuple(map(float, values[name])) for name in ("edges", "first"))
+        table = cls(float(values["temperature"]), edges, answers, first)
         if len(table.answers) != len(table.edges) + 1 or not all((*table.answers, table.first)):
             raise ValueError(f"{len(table.edges)} edges do not part {len(table.answers)} bins of answers")
         return table

@@ -3,7 +3,7 @@
 import math
 
 from .cost import StopRule
-from .guess import AskingPlan, nearest
+from .guess import AskingPlan, GuessTable, nearest
 from .policies_alertness import Alertness
 from .policies_base import Needs
 from .policies_online import OnlineShift
@@ -47,6 +47,7 @@ class LearnedPolicy:
         self._survivals: list[float] = []  # that wanted the tokens of this round
         self._answers: list[float | None] = []  # the same; None where it was guessed
         self._tables = predictor.guesses if self.rule.question > 0.0 else ()
+        self._plans: dict[GuessTable, AskingPlan] = {}  # made once, for all texts
         self._plan: AskingPlan | None = None  # of this text, once its temperature is known
         self._guess = 1.0
         self._accepted, self._num_rounds = self.rule.first, _BEGINNING  # share of first drafts
@@ -102,6 +103,9 @@ class LearnedPolicy:
     def _ask(self, step: DraftStep) -> float:
         features = step.features
         if self._tables and self._plan is None:
-            self._plan = AskingPlan(nearest(self._tables, float(features[_TEMPERATURE])), self.given_rule)
+            table = nearest(self._tables, float(features[_TEMPERATURE]))
+            if table not in self._plans:
+                self._plans[table] = AskingPlan(table, self.given_rule)
+            self._plan = self._plans[table]
         self._guess = survival = self.predictor.survival(features)
         return survival
