@@ -3,6 +3,8 @@
 Traces hold none, so the texts and their tails are read again. Letters: M trace rows, H hidden units, T tokens.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -42,7 +44,8 @@ def _width(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().hidden_size)
 
 
-def _texts(some: Decisions):  # type: ignore[no-untyped-def]  # of (tokens [T], numbers of the text's trace rows)
+def _texts(some: Decisions) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens [T] of each text, and the numbers of its trace rows."""
     sequence_ids = some.traces.rows["sequence_id"]
     for source in some.source.tolist():
         text = some.traces.sequences[source]

@@ -18,6 +18,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def open_decisions(folders: Sequence[str], predictor: Predictor) -> Decisions:
     traces = open_traces([Path(folder) for folder in folders])
-    predictor.check_pair(**traces.pair)
+    predictor.check_pair(traces.pair["target"], traces.pair["draft"])
     return decisions.build(traces, predictor.max_lookahead)
 
 
@@ -149,8 +150,14 @@ def measured_prices(options: argparse.Namespace, number: int, predictor: Predict
         return []
     text = test.sequences[0]
     sampling = Sampling(float(text.temperature), int(text.top_k), float(text.top_p))
-    pair = load_pair(options.target, options.draft)
-    return [measure(*typical_runners(pair), predictor, sampling, turns=PROFILE_TURNS, max_seconds=PROFILE_SECONDS)]
+    return [long_profile(options.target, options.draft, predictor, sampling)]
+
+
+@cache
+def long_profile(target: str, draft: str, predictor: Predictor, sampling: Sampling) -> CostProfile:
+    """Once for all contests of one setting."""
+    runners = typical_runners(load_pair(target, draft))
+    return measure(*runners, predictor, sampling, turns=PROFILE_TURNS, max_seconds=PROFILE_SECONDS)
 
 
 def contest(

@@ -8,11 +8,11 @@ draft has yet to predict.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from dsl_train.drafter import DraftBlock
-from dsl_train.features import BlockState, TextState, assemble, draft_primitives, read_draft, unpack_draft
+from dsl_train.feature_view import FeatureView
+from dsl_train.features import draft_primitives, read_draft, unpack_draft
 from dsl_train.policies.base import WITHOUT_ENTROPY
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.ragged import RaggedModel
@@ -31,7 +31,7 @@ class BatchText:
     tokens: list[int]
     """Committed; extended by the block while a round is under way."""
     generator: torch.Generator
-    view: TextState | None
+    view: FeatureView | None
     """None if the policy needs no features."""
     behind: list[tuple[int, float]] = field(default_factory=list)
     """Committed tokens that the draft has yet to predict, with the target's probability of each."""
@@ -42,19 +42,9 @@ class BatchText:
         if self.view is None:
             return
         committed = self.tokens[-len(target_token_probs) :]
-        self.agree(agreements)
+        self.view.commit(committed)
+        self.view.agree(agreements)
         self.behind += list(zip(committed, target_token_probs, strict=True))[len(agreements) :]
-
-    def show(self) -> None:
-        """Show the features what was committed since they were last asked for: rounds without drafts need none."""
-        if self.view is not None:
-            for token_id in self.tokens[self.view.length :]:
-                self.view.commit(token_id)
-
-    def agree(self, agreements: Sequence[float]) -> None:
-        assert self.view is not None
-        for agreement in agreements:
-            self.view.agree(agreement)
 
 
 class _Block:
@@ -64,27 +54,23 @@ class _Block:
         self.slot, self.text, self.limit = slot, text, limit
         self.start = len(text.tokens)
         self.probs: list[torch.Tensor] = []
-        text.show()
-        self.state = BlockState(text.view) if text.view else None
         self.last: DraftPrimitives | None = None
+        if text.view:
+            text.view.begin_block()
 
     @property
     def position(self) -> int:
         return len(self.text.tokens) - self.start
 
     def step(self) -> DraftStep:
-        read = self._vector if self.state else no_features
-        return DraftStep(self.position, self.start, self.last, read)
-
-    def _vector(self) -> np.ndarray:
-        assert self.state is not None, "there is a state where there are features"
-        return np.array(assemble(self.state), dtype=np.float32)
+        view = self.text.view
+        return DraftStep(self.position, self.start, self.last, view.vector if view else no_features)
 
     def append(self, token_id: int, primitives: DraftPrimitives | None) -> None:
         self.text.tokens.append(token_id)
         self.last = primitives
-        if self.state and primitives:
-            self.state.append(primitives)
+        if self.text.view and primitives:
+            self.text.view.append(primitives)
 
     def done(self) -> DraftBlock:
         return DraftBlock(tuple(self.text.tokens[self.start :]), torch.stack(self.probs) if self.probs else None)
@@ -179,5 +165,6 @@ class BatchDrafter:
             values = self.sampling.probs(logits.flatten(0, 1)).view(logits.shape).gather(-1, padded[..., None])[..., 0]
         for block, row, draft_probs in zip(blocks, rows, values.tolist(), strict=True):
             known = zip(draft_probs[width - len(row) :], row, strict=True)
-            block.text.agree([min(1.0, draft_prob / target_prob) for draft_prob, (_, target_prob) in known])
+            assert block.text.view is not None, "only what features are told of can be behind"
+            block.text.view.agree([min(1.0, draft_prob / target_prob) for draft_prob, (_, target_prob) in known])
             del block.text.behind[:width]

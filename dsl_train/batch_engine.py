@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from dsl_train.batch_drafter import BatchDrafter, BatchText
 from dsl_train.drafter import DraftBlock
 from dsl_train.engine import _greedy_agreements, _sampled_agreements, _Sequence
-from dsl_train.features import TextState
+from dsl_train.feature_view import FeatureView
 from dsl_train.policies.batch import BatchPolicy
 from dsl_train.ragged import RaggedModel, check_ragged
 from dsl_train.records import GenerationResult, Round
@@ -90,7 +90,7 @@ class Batch:
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             sequence = _Sequence.begin(prompt, max_new_tokens, self.target.context, engine.eos_token_ids)
             generator = torch.Generator(self.target.device).manual_seed(seed)
-            view = TextState(prompt, self.sampling.temperature) if self.policy.needs == "features" else None
+            view = FeatureView(prompt, self.sampling.temperature) if self.policy.needs == "features" else None
             self.rows.append(_Row(sequence, BatchText(number, sequence.tokens, generator, view)))
 
     def run_round(self) -> None:
@@ -128,7 +128,7 @@ class Batch:
         for i, row in enumerate(self.rows):
             del row.text.tokens[length:]
             row.text.behind.clear()
-            row.text.view = row.text.view and TextState(row.text.tokens, self.sampling.temperature)
+            row.text.view = row.text.view and FeatureView(row.text.tokens, self.sampling.temperature)
             row.sequence.finish_reason = ""
             self.target.truncate(i, length - 1)
             self.draft.truncate(i, length - 1)

@@ -81,11 +81,8 @@ def read_drawn(logits: torch.Tensor, probs: torch.Tensor, token_id: int) -> Draf
     """What :func:`read_draft` reads without entropy, where `probs` [V] = softmax(`logits` [V]) is known already; on the
     CPU. `logits` is overwritten."""
     row = on_host(logits)
-    best = row.argmax()
-    most, token, first = float(row[best]), float(row[token_id]), math.log(on_host(probs).item(best))
-    row[best] = -math.inf
-    second = float(row[row.argmax()])
-    return DraftPrimitives(token_id, math.nan, (first, second - most + first), token - most + first)
+    best = int(row.argmax())
+    return _confidence(row, best, token_id, -math.log(on_host(probs).item(best)))
 
 
 def unpack_draft(row: list[float], token_id: int) -> DraftPrimitives:
@@ -113,16 +110,20 @@ def _draft_row(logits: np.ndarray, token_id: int) -> list[float]:  # [V] -> [1 +
     return [entropy, *top, *(TOP - len(top)) * top[-1:], token - log_total]
 
 
-def _confidence(logits: np.ndarray, best: int, token_id: int) -> DraftPrimitives:  # [V], overwritten
-    """Two log-probabilities and the token's; the entropy, which features do without, is not a number."""
+def _confidence(
+    logits: np.ndarray, best: int, token_id: int, log_total: float | None = None
+) -> DraftPrimitives:  # [V], overwritten
+    """Two log-probabilities and the token's; the entropy, which features do without, is not a number. `log_total`: less
+    the log-probability of the best, if it is known."""
     most, token = float(logits[best]), float(logits[token_id])
     logits[best] = -math.inf
     second = float(logits[logits.argmax()])
-    shift = 0.0 if abs(most) < _MODEST else most
-    if shift:
-        np.subtract(logits, shift, out=logits)
-    others = float(np.add.reduce(np.exp(logits, out=logits)))  # what they weigh beside a weight of exp(most - shift)
-    log_total = math.log1p(others * math.exp(shift - most))
+    if log_total is None:
+        shift = 0.0 if abs(most) < _MODEST else most
+        if shift:
+            np.subtract(logits, shift, out=logits)
+        others = float(np.add.reduce(np.exp(logits, out=logits)))  # what they weigh beside one of exp(most - shift)
+        log_total = math.log1p(others * math.exp(shift - most))
     return DraftPrimitives(token_id, math.nan, (-log_total, second - most - log_total), token - most - log_total)
 
 

@@ -56,14 +56,15 @@ def measure(
     lookaheads = [k for k in _LOOKAHEADS if k <= longest]
     typical = min(_TYPICAL, longest)
     plain = [_Turn(0, False), *[_Turn(0)] * _PLAIN_STEPS]
+    looking = [_Turn(1, False), *[_Turn(typical)] * 2]
     schedules = {
         _Scheduled("position"): [_Turn(1, False), *map(_Turn, lookaheads), _Turn(typical), *plain],
-        _Scheduled("confidence"): [_Turn(1, False), *[_Turn(typical)] * 2],
-        _Scheduled("primitives"): [_Turn(1, False), *[_Turn(typical)] * 2],
+        _Scheduled("confidence"): looking,
+        _Scheduled("primitives"): looking,
     }
     if predictor is not None:
-        schedules[_Scheduled("features", predictor)] = [_Turn(1, False), *[_Turn(typical)] * 2, *plain]
-        schedules[_Scheduled("features")] = [_Turn(1, False), *[_Turn(typical)] * 2]
+        schedules[_Scheduled("features", predictor)] = [*looking, *plain]
+        schedules[_Scheduled("features")] = looking
     time_draft = _draft_timer(target, draft, sampling, text, typical)
     samples: Samples = defaultdict(list)
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """One policy walked through one traced text, asked and told exactly as by the live loop.
 
-Knows decisions and the policy's contract; counts nothing and prices nothing.
+Knows decisions and the policy's contract; prices nothing.
 """
 
 from collections.abc import Iterator

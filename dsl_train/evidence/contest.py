@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from dsl_train import statistics
-from dsl_train.bench import learned
+from dsl_train.bench import learned as bench_learned
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, price_of
 from dsl_train.bench.tuned import replay_spec
@@ -106,7 +106,7 @@ def contests(material: Material, costs: Sequence[float], seed: int = 0) -> tuple
 
 def replay_learned(material: Material, price: Price) -> ReplayResult:
     rule = material.stop_rule(price)
-    return learned.replay_learned(material.held_out, material.predictor, material.survival, rule)
+    return bench_learned.replay_learned(material.held_out, material.predictor, material.survival, rule)
 
 
 def _bounds(material: Material, price: Price) -> Iterator[_Entry]:

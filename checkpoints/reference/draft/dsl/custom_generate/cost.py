@@ -141,7 +141,7 @@ class CostProfile:
 
     def stop_rule(self, threshold_at: Callable[[float], float]) -> StopRule:
         """The predictor's thresholds at these costs."""
-        return StopRule.solve(threshold_at, round_costs(self, _POSITIONS + AHEAD), self.question / self.round_base)
+        return StopRule.solve(threshold_at, round_costs(self, _POSITIONS + AHEAD), question(self))
 
     def without_predictor(self) -> "CostProfile":
         """What a rule pays that looks at nothing but the position."""

@@ -44,8 +44,7 @@ class LearnedPolicy:
         """Of the latest decision, for display: an answer, or what was taken for it."""
         self._alertness = Alertness()
         self._online = OnlineShift() if adapt else None
-        self._survivals: list[float] = []  # that wanted the tokens of this round
-        self._answers: list[float | None] = []  # the same; None where it was guessed
+        self._wanted: list[tuple[float, bool]] = []  # survivals that wanted this round's tokens; whether guessed
         self._tables = predictor.guesses if self.rule.question > 0.0 else ()
         self._plans: dict[GuessTable, AskingPlan] = {}  # made once, for all texts
         self._plan: AskingPlan | None = None  # of this text, once its temperature is known
@@ -66,17 +65,17 @@ class LearnedPolicy:
         self.last_survival = survival = self._ask(step) if guessed is None else guessed
         wanted = survival > self.rule.at(step.position)
         if wanted:
-            self._survivals.append(survival)
-            self._answers.append(survival if guessed is None else None)
+            self._wanted.append((survival, guessed is not None))
         elif step.position == 0:
             self._alertness.refuse()
         return wanted
 
     def observe(self, finished: Round) -> None:
-        first = self._survivals[0] if len(self._survivals) == len(finished.drafted) > 0 else None
+        first = self._wanted[0][0] if len(self._wanted) == len(finished.drafted) > 0 else None
         self._alertness.observe(first, finished.num_accepted > 0)
         if self._online:
-            self._online.observe(self._answers, finished.num_accepted)
+            answers = [None if was_guessed else survival for survival, was_guessed in self._wanted]
+            self._online.observe(answers, finished.num_accepted)
             self.rule = self._online.rule(self.given_rule)
         if finished.drafted:
             self._num_rounds = min(_ROUNDS, self._num_rounds + 1)
@@ -88,7 +87,7 @@ class LearnedPolicy:
         self._begin_round()
 
     def _begin_round(self) -> None:
-        self._survivals, self._answers, self._guess = [], [], 1.0
+        self._wanted, self._guess = [], 1.0
 
     def _guessed(self, step: DraftStep) -> float | None:
         """What to take for the answer; None if it is worth asking for."""
