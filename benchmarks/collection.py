@@ -26,17 +26,19 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from dsl_train import decisions, features, provenance
+from dsl_train.base import files
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.prompts import read_prompts
 from dsl_train.collect.text import CollectedText, Collector, Reject, Request
-from dsl_train.loading import load_pair
-from dsl_train.predictor import metrics
+from dsl_train.features import vector as features
+from dsl_train.pair.loading import load_pair
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.runner import CachedModel
-from dsl_train.traces import Traces, TraceSequence, join_rows, open_traces
+from dsl_train.runners.cached import CachedModel
+from dsl_train.traces import decisions
+from dsl_train.traces.store import Traces, TraceSequence, join_rows, open_traces
+from dsl_train.train import metrics
 
 REFERENCE = Path("checkpoints/reference")
 DRAFT_COLUMNS = ("entropy", *(f"log_prob_{i}" for i in range(1, features.TOP + 1)), "token_log_prob")
@@ -53,12 +55,12 @@ def main() -> None:
         results[name], lines = parts[name](options)
         print("\n".join([f"## {name}", "", *lines, ""]), flush=True)
     origin = {
-        "versions": provenance.software_versions(),
-        "command": provenance.command_line(),
+        "versions": files.software_versions(),
+        "command": files.command_line(),
         "threads": torch.get_num_threads(),
     }
     if options.output:
-        provenance.write_json(options.output, {**results, **origin})
+        files.write_json(options.output, {**results, **origin})
 
 
 def arguments() -> argparse.Namespace:

@@ -20,22 +20,23 @@ import torch
 from geometries import GEOMETRIES, random_pair, random_prompts
 from transformers import PreTrainedTokenizerBase
 
-from dsl_train import provenance, statistics
+from dsl_train.base import files
+from dsl_train.base.cost import StopRule
+from dsl_train.base.records import AcceptanceStats
+from dsl_train.bench import statistics
 from dsl_train.bench.config import ASSISTED, AUTOREGRESSIVE, TRANSFORMERS, BenchConfig
 from dsl_train.bench.hf import Generate, assisted_note, hf_generate
 from dsl_train.bench.live import compare, contender, pool, time_all
 from dsl_train.bench.setup import Setup, open_pair, open_predictor, read_prompts_as_tokens
-from dsl_train.compiled import warm_up
-from dsl_train.cost import StopRule
-from dsl_train.engine import SpeculativeEngine
-from dsl_train.inputs import PairPrompt, begin
-from dsl_train.loading import Pair
-from dsl_train.policies.factory import make_policy
+from dsl_train.bench.statistics import Interval
+from dsl_train.costs.timing import measure
+from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.pair.loading import Pair
+from dsl_train.pair.prompt import PairPrompt, begin
+from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import AcceptanceStats
-from dsl_train.runner import CachedModel
-from dsl_train.statistics import Interval
-from dsl_train.timing import measure
+from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.compiled import warm_up
 
 REFERENCE = Path("checkpoints/reference")
 PROMPTS = "data/prompts/heldout_{}.jsonl"
@@ -86,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.geometries:
         tables[name] = compare_random(name, pair.tokenizer, predictor, args.repeats)
     if args.output:
-        described = {"argv": vars(args), "versions": provenance.software_versions(), "threads": torch.get_num_threads()}
+        described = {"argv": vars(args), "versions": files.software_versions(), "threads": torch.get_num_threads()}
         rows = {name: [asdict(row) for row in table] for name, table in tables.items()}
-        provenance.write_json(Path(args.output), {**described, "tables": rows})
+        files.write_json(Path(args.output), {**described, "tables": rows})
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

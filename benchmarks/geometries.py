@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
 
 _HEAD_SIZE = 64
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from dsl_train.decisions import Decisions
+from dsl_train.traces.decisions import Decisions
 
 _TOKENS_AT_ONCE = 1 << 14
 

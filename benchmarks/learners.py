@@ -18,11 +18,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dsl_train import schema
-from dsl_train.decisions import Decisions
-from dsl_train.predictor import metrics
-from dsl_train.predictor.data import split_by_prompt
-from dsl_train.predictor.network import POSITIONS, SurvivalNetwork
+from dsl_train.base import schema
+from dsl_train.traces.decisions import Decisions
+from dsl_train.train import metrics
+from dsl_train.train.data import split_by_prompt
+from dsl_train.train.network import POSITIONS, SurvivalNetwork
 
 HIDDEN = (64, 64)
 LEARNING_RATE, BATCH_SIZE = 5e-3, 2048

@@ -12,12 +12,12 @@ from unittest.mock import patch
 
 import torch
 
-from dsl_train.api import Speculator
-from dsl_train.engine import SpeculativeEngine
-from dsl_train.feature_view import FeatureView
+from dsl_train.api.speculator import Speculator
+from dsl_train.base.sampling import Sampling
+from dsl_train.features.vector import FeatureView
+from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.runners.cached import CachedModel
 
 PREFILL, DRAFT, VERIFY = "prefill", "draft forwards", "verify forwards"
 FORWARDS = (PREFILL, DRAFT, VERIFY)
@@ -26,15 +26,15 @@ OTHERS = ("sampling", "features", "predictor", "host copies", "bookkeeping")
 #: (account, owner, attribute): a module by name, or a class. What is nowhere here is bookkeeping.
 _WATCHED: tuple[tuple[str, Any, str], ...] = (
     ("bookkeeping", SpeculativeEngine, "generate"),
-    ("sampling", "dsl_train.drafter", "draw"),
-    ("sampling", "dsl_train.drafter", "most_likely"),
-    ("sampling", "dsl_train.engine", "verify"),
-    ("sampling", "dsl_train.engine", "verify_greedy"),
+    ("sampling", "dsl_train.loop.drafter", "draw"),
+    ("sampling", "dsl_train.loop.drafter", "most_likely"),
+    ("sampling", "dsl_train.loop.engine", "verify"),
+    ("sampling", "dsl_train.loop.engine", "verify_greedy"),
     ("sampling", Sampling, "probs"),
     ("sampling", Sampling, "scale"),
-    ("features", "dsl_train.runner", "read_draft"),
-    ("features", "dsl_train.drafter", "read_draft"),
-    ("features", "dsl_train.drafter", "read_drawn"),
+    ("features", "dsl_train.runners.cached", "read_draft"),
+    ("features", "dsl_train.loop.drafter", "read_draft"),
+    ("features", "dsl_train.loop.drafter", "read_drawn"),
     ("features", FeatureView, "__init__"),
     ("features", FeatureView, "vector"),
     ("predictor", Predictor, "survival"),

@@ -24,23 +24,24 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModelForCausalLM
 
-from dsl_train import provenance, statistics
+from dsl_train.base import files
+from dsl_train.base.cost import CostProfile, StopRule
+from dsl_train.base.records import AcceptanceStats
+from dsl_train.bench import statistics
 from dsl_train.bench.config import AUTOREGRESSIVE, BenchConfig
 from dsl_train.bench.hf import Generate
 from dsl_train.bench.live import contender, pool, time_all
 from dsl_train.bench.replay import price_of
 from dsl_train.bench.setup import Setup, open_pair, open_predictor, read_prompts_as_tokens
+from dsl_train.bench.statistics import Interval
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.shards import collect
-from dsl_train.cost import CostProfile, StopRule
-from dsl_train.loading import Pair
-from dsl_train.predictor.config import TrainConfig
-from dsl_train.predictor.fit import fit
+from dsl_train.costs.timing import measure
+from dsl_train.pair.loading import Pair
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import AcceptanceStats
-from dsl_train.runner import CachedModel
-from dsl_train.statistics import Interval
-from dsl_train.timing import measure
+from dsl_train.runners.cached import CachedModel
+from dsl_train.train.config import TrainConfig
+from dsl_train.train.fit import fit
 
 PROMPT_REPEATS = 3
 LEARNED, ADAPTED = "learned", "learned:adapt"
@@ -107,8 +108,8 @@ def main() -> None:
             checks.append(check)
             print(told(check), flush=True)
     if options.output:
-        origin = {"versions": provenance.software_versions(), "command": provenance.command_line()}
-        provenance.write_json(options.output, {"checks": [asdict(check) for check in checks], **origin})
+        origin = {"versions": files.software_versions(), "command": files.command_line()}
+        files.write_json(options.output, {"checks": [asdict(check) for check in checks], **origin})
 
 
 def own_predictor(options: argparse.Namespace, pair: Pair, folder: Path) -> Predictor:

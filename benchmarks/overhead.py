@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from ledger import FORWARDS, OTHERS, Ledger
 
-from dsl_train import provenance
-from dsl_train.api import Speculator
+from dsl_train.api.speculator import Speculator
+from dsl_train.base import files
+from dsl_train.base.policy import Policy
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.prompts import read_prompts
-from dsl_train.drafter import Drafter
-from dsl_train.engine import SpeculativeEngine
-from dsl_train.loading import load_pair
-from dsl_train.policies.base import Policy
-from dsl_train.policies.factory import make_policy
+from dsl_train.costs.profile import cached_profile
+from dsl_train.loop.drafter import Drafter
+from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.pair.loading import load_pair
+from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.profile import cached_profile
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.runners.cached import CachedModel
 
 REFERENCE = Path("checkpoints/reference")
 VOCABULARIES = (4096, 8192, 32_768, 151_936)
@@ -45,8 +45,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     result = {"split": split, "length": by_length, "step": by_vocabulary}[args.mode](args)
     if args.output:
-        described = {"argv": vars(args), "versions": provenance.software_versions(), "result": result}
-        provenance.write_json(Path(args.output), described)
+        described = {"argv": vars(args), "versions": files.software_versions(), "result": result}
+        files.write_json(Path(args.output), described)
 
 
 def arguments() -> argparse.Namespace:

@@ -23,24 +23,27 @@ from pathlib import Path
 
 import numpy as np
 
-from dsl_train import decisions, provenance, replay, schema, statistics
+from dsl_train.api.serving import load_predictor
+from dsl_train.base import files, schema
+from dsl_train.base.cost import CostProfile, Price, StopRule, c_of, rule_at
+from dsl_train.base.sampling import Sampling
+from dsl_train.bench import statistics
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.learned import replay_learned
 from dsl_train.bench.replay import BOUNDS, by_prompt, coupling_draws, price_of
+from dsl_train.bench.statistics import Interval, Rates
 from dsl_train.bench.tuned import replay_spec
-from dsl_train.cost import CostProfile, Price, StopRule, c_of, rule_at
-from dsl_train.decisions import Decisions
-from dsl_train.inputs import typical_runners
-from dsl_train.loading import load_pair
-from dsl_train.policies.factory import make_policy
+from dsl_train.costs.timing import measure
+from dsl_train.pair.loading import load_pair
+from dsl_train.pair.prompt import typical_runners
+from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.replay import ReplayResult
-from dsl_train.sampling import Sampling
-from dsl_train.serving import load_predictor
-from dsl_train.statistics import Interval, Rates
-from dsl_train.timing import measure
-from dsl_train.traces import open_traces
-from dsl_train.tuning import AS_PUBLISHED, tune_baselines, tune_specdec
+from dsl_train.replay import rounds as replay
+from dsl_train.replay.rounds import ReplayResult
+from dsl_train.replay.tuning import AS_PUBLISHED, tune_baselines, tune_specdec
+from dsl_train.traces import decisions
+from dsl_train.traces.decisions import Decisions
+from dsl_train.traces.store import open_traces
 
 LEARNED, ADAPTED, STATIC = "learned", "learned:adapt", "static"
 OWN_SIGNALS = "specdec++:draft"
@@ -130,10 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         contests += contest(name, *sides, predictor, prices, file, options.seed)
         text = markdown(contests)
         print(text.split("\n\n## ")[-1], flush=True)
-    provenance.write_text(options.output / "proof.md", text)
-    origin = {"versions": provenance.software_versions(), "command": provenance.command_line()}
+    files.write_text(options.output / "proof.md", text)
+    origin = {"versions": files.software_versions(), "command": files.command_line()}
     document = {"contests": [asdict(held) for held in contests], **origin}
-    provenance.write_json(options.output / "proof.json", document)
+    files.write_json(options.output / "proof.json", document)
 
 
 def open_decisions(folders: Sequence[str], predictor: Predictor) -> Decisions:

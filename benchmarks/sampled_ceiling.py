@@ -29,15 +29,16 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from study import some_prompts
 from torch import nn
 
-from dsl_train import decisions, provenance
+from dsl_train.base import files
 from dsl_train.bench.ceiling import known_survival
-from dsl_train.decisions import Decisions
-from dsl_train.loading import load_pair
-from dsl_train.predictor import metrics
-from dsl_train.predictor.measure import REPORTED_C
-from dsl_train.replay import draft_rows, replay_static, replay_survival, solve_thresholds
-from dsl_train.traces import open_traces
-from dsl_train.tuning import tune_static
+from dsl_train.pair.loading import load_pair
+from dsl_train.replay.rounds import draft_rows, replay_static, replay_survival, solve_thresholds
+from dsl_train.replay.tuning import tune_static
+from dsl_train.traces import decisions
+from dsl_train.traces.decisions import Decisions
+from dsl_train.traces.store import open_traces
+from dsl_train.train import metrics
+from dsl_train.train.measure import REPORTED_C
 
 STEPS_BACK = 3
 PRIMITIVES = ("entropy", "log_prob_1", "log_prob_2", "log_prob_3", "log_prob_4", "log_prob_5", "token_log_prob")
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(lines[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
     lines.append(line("`ceiling`: true acceptances", "", top, floor, top))
     print(lines[-1])
-    provenance.write_text(options.output, "\n".join([*lines, ""]))
+    files.write_text(options.output, "\n".join([*lines, ""]))
 
 
 def learners(

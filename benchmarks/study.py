@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from learners import Learner, Rows, boosting, logistic, running_sum, validation_sequences
 
-from dsl_train import decisions, provenance, schema
-from dsl_train.cost import CostProfile, Price, price_for, rule_at
-from dsl_train.decisions import Decisions
-from dsl_train.predictor import metrics
-from dsl_train.predictor.config import C_GRID
-from dsl_train.predictor.measure import REPORTED_C
+from dsl_train.base import files, schema
+from dsl_train.base.cost import CostProfile, Price, price_for, rule_at
 from dsl_train.predictor.runtime import ThresholdTable
-from dsl_train.replay import replay_static, replay_survival, solve_thresholds
-from dsl_train.traces import open_traces
-from dsl_train.tuning import tune_static
+from dsl_train.replay.rounds import replay_static, replay_survival, solve_thresholds
+from dsl_train.replay.tuning import tune_static
+from dsl_train.traces import decisions
+from dsl_train.traces.decisions import Decisions
+from dsl_train.traces.store import open_traces
+from dsl_train.train import metrics
+from dsl_train.train.config import C_GRID
+from dsl_train.train.measure import REPORTED_C
 
 #: Thresholds of the policies whose states count as visited.
 VISITS = (0.15, 0.25, 0.35, 0.45)
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for held, lines in zip(contests, tables, strict=True):
             lines.append(held.row(variant, survival[rows.test], table))
             print(f"T {held.temperature:g} {lines[-1]} {time.perf_counter() - began:.0f} s", flush=True)
-    provenance.write_text(options.output, page(contests, tables, known, unseen))
+    files.write_text(options.output, page(contests, tables, known, unseen))
 
 
 def variants(plain: Learner) -> Iterator[Variant]:
@@ -177,7 +178,7 @@ def page(contests: Sequence[Contest], tables: Sequence[Sequence[str]], known: De
     """The tables in Markdown, under what they were made of."""
     sides = [f"{len(set(some.prompt_ids))} {name} prompts" for name, some in (("training", known), ("test", unseen))]
     learnt = ", ".join(f"{value:g}" for value in temperatures(known))
-    parts = [f"{' and '.join(sides)}; learned at temperatures {learnt}. `{' '.join(provenance.command_line())}`\n"]
+    parts = [f"{' and '.join(sides)}; learned at temperatures {learnt}. `{' '.join(files.command_line())}`\n"]
     for held, lines in zip(contests, tables, strict=True):
         prices = [f"c {price:g}" if isinstance(price, float) else "measured" for price in held.prices]
         head = ("question", "variant", "AUC", "ECE", "worst position", *prices)

@@ -17,15 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dsl_train import decisions, provenance, replay, statistics
+from dsl_train.api.serving import load_predictor
+from dsl_train.base import files
+from dsl_train.bench import statistics
 from dsl_train.bench.replay import by_prompt
-from dsl_train.decisions import Decisions
-from dsl_train.policies.factory import make_policy
-from dsl_train.predictor.metrics import calibration_error, platt
+from dsl_train.bench.statistics import Interval, Rates
+from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.serving import load_predictor
-from dsl_train.statistics import Interval, Rates
-from dsl_train.traces import open_traces
+from dsl_train.replay import rounds as replay
+from dsl_train.traces import decisions
+from dsl_train.traces.decisions import Decisions
+from dsl_train.traces.store import open_traces
+from dsl_train.train.metrics import calibration_error, platt
 
 PROB_CLIP = 1e-6
 
@@ -69,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     text = markdown(cells)
     print(text)
-    origin = {"versions": provenance.software_versions(), "command": provenance.command_line()}
-    provenance.write_json(options.output / "transfer.json", {"cells": [asdict(cell) for cell in cells], **origin})
-    provenance.write_text(options.output / "transfer.md", text)
+    origin = {"versions": files.software_versions(), "command": files.command_line()}
+    files.write_json(options.output / "transfer.json", {"cells": [asdict(cell) for cell in cells], **origin})
+    files.write_text(options.output / "transfer.md", text)
 
 
 def at_price(domain: str, test: Decisions, predictors: dict[str, Predictor], c: float, seed: int) -> Iterator[Cell]:

@@ -3,22 +3,22 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dsl_train.provenance import __version__
+from dsl_train.base.files import __version__
 
 if TYPE_CHECKING:
     from dsl_train import hf
-    from dsl_train.api import generate
+    from dsl_train.api.serving import load_predictor
+    from dsl_train.api.speculator import generate
     from dsl_train.hf.attach import attach
-    from dsl_train.hub import push_predictor
-    from dsl_train.serving import load_predictor
+    from dsl_train.pair.hub import push_predictor
 
 __all__ = ["__version__", "attach", "generate", "hf", "load_predictor", "push_predictor"]
 
 _HOMES = {
     "attach": "dsl_train.hf.attach",
-    "generate": "dsl_train.api",
-    "load_predictor": "dsl_train.serving",
-    "push_predictor": "dsl_train.hub",
+    "generate": "dsl_train.api.speculator",
+    "load_predictor": "dsl_train.api.serving",
+    "push_predictor": "dsl_train.pair.hub",
 }
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from conftest import PairFolders, make_tokenizer
 
 from dsl_train.collect.config import CollectConfig
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
-from dsl_train.traces import open_traces
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
+from dsl_train.traces.store import open_traces
 
 PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "python.jsonl"
 

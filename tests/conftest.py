@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, dynamic_module_utils
 
-from dsl_train.records import DraftStep, no_features
+from dsl_train.base.records import DraftStep, no_features
 
 VOCAB_SIZE, CONTEXT, END = 64, 256, "<|end|>"
 

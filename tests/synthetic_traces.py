@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dsl_train import schema, traces
+from dsl_train.base import schema
+from dsl_train.traces import store
 
 VOCAB_SIZE = 64
 PAIR: dict[str, Any] = {
@@ -31,7 +32,7 @@ def write_traces(
     for number in range(num_prompts * texts_per_prompt):
         parts.append(_rows(rng, number, length, tail))
         sequences.append(
-            traces.TraceSequence(
+            store.TraceSequence(
                 sequence_id=number,
                 prompt_id=f"prompt-{number // texts_per_prompt}",
                 prompt_token_ids=rng.integers(2, VOCAB_SIZE, 4).astype(np.int32),
@@ -43,12 +44,12 @@ def write_traces(
             )
         )
     rows = {name: np.concatenate([part[name] for part in parts]) for name in schema.ROW_COLUMNS}
-    traces.write_part(folder, 0, rows, sequences)
-    traces.write_manifest(folder, {"pair": PAIR})
+    store.write_part(folder, 0, rows, sequences)
+    store.write_manifest(folder, {"pair": PAIR})
     return folder
 
 
-def _rows(rng: np.random.Generator, sequence_id: int, length: int, tail: int) -> traces.Rows:
+def _rows(rng: np.random.Generator, sequence_id: int, length: int, tail: int) -> store.Rows:
     ease = np.repeat(rng.normal(1.0, 2.0, length // 8 + 1), 8)[:length]  # stretches of easy and of hard text
     accepted = rng.random(length) < 1 / (1 + np.exp(-ease))
     counts = np.where(accepted, 1, 1 + tail)

@@ -6,10 +6,10 @@ from test_learned_policy import StubPredictor, step
 from test_online import finished
 from tiny_traces import make_traces
 
-from dsl_train.decisions import build
 from dsl_train.policies.alertness import Alertness
 from dsl_train.policies.learned import LearnedPolicy
-from dsl_train.replay import replay_policy
+from dsl_train.replay.rounds import replay_policy
+from dsl_train.traces.decisions import build
 
 
 class Sure(StubPredictor):

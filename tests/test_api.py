@@ -10,14 +10,14 @@ from conftest import make_tokenizer
 from tiny_predictor import write_predictor
 
 from dsl_train import generate, load_predictor
-from dsl_train.api import Speculator
+from dsl_train.api.speculator import Speculator
+from dsl_train.api.text_stream import TextStream
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.cli.generate import main
-from dsl_train.engine import autoregressive
-from dsl_train.loading import load_pair
-from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
-from dsl_train.text_stream import TextStream
+from dsl_train.loop.engine import autoregressive
+from dsl_train.pair.loading import load_pair
+from dsl_train.runners.cached import CachedModel
 
 PROMPT = "def f(a, b):"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dsl_train.base.records import DslError
 from dsl_train.cli.app import run, spell_out
-from dsl_train.records import DslError
 
 
 @dataclass(frozen=True)

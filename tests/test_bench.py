@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from tiny_predictor import write_predictor
 
+from dsl_train.base.records import DslError, GenerationResult
+from dsl_train.base.sampling import Sampling
 from dsl_train.bench import live
 from dsl_train.bench.config import BenchConfig
 from dsl_train.bench.hf import hf_generate
@@ -16,10 +18,8 @@ from dsl_train.bench.replay import by_prompt, tabulate
 from dsl_train.cli.bench import main
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.shards import collect
-from dsl_train.loading import load_pair
-from dsl_train.records import DslError, GenerationResult
-from dsl_train.replay import ReplayResult
-from dsl_train.sampling import Sampling
+from dsl_train.pair.loading import load_pair
+from dsl_train.replay.rounds import ReplayResult
 
 PROMPTS = ("def f(a, b):", "class Name:", "for i in (1, 2):", "x = [3, 4]")
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from tiny_traces import make_traces
 
-from dsl_train import statistics
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
+from dsl_train.bench import statistics
 from dsl_train.bench.replay import coupling_draws, price_of, tabulate
+from dsl_train.bench.statistics import Rates
 from dsl_train.bench.tuned import replay_tuned
-from dsl_train.cost import CostProfile
-from dsl_train.decisions import build
-from dsl_train.records import DslError
-from dsl_train.replay import ReplayResult, replay_oracle_plus, replay_static
-from dsl_train.statistics import Rates
+from dsl_train.replay.rounds import ReplayResult, replay_oracle_plus, replay_static
+from dsl_train.traces.decisions import build
 
 PROFILE = CostProfile(
     0.1,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dsl_train import statistics
-from dsl_train.statistics import Rates
+from dsl_train.bench import statistics
+from dsl_train.bench.statistics import Rates
 
 
 def rates(tokens: list[float], cost: list[float]) -> Rates:

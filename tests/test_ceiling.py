@@ -5,9 +5,9 @@ import pytest
 from tiny_traces import make_traces
 
 from dsl_train.bench.ceiling import known_survival, replay_ceiling
-from dsl_train.decisions import build
-from dsl_train.replay import replay_oracle, replay_survival, solve_thresholds
-from dsl_train.traces import Traces
+from dsl_train.replay.rounds import replay_oracle, replay_survival, solve_thresholds
+from dsl_train.traces.decisions import build
+from dsl_train.traces.store import Traces
 
 
 def sampled_decisions(num_texts=40, length=100, tail=15, seed=0):

@@ -11,13 +11,13 @@ import torch
 from collecting import PROMPTS, arguments, assert_same_rows, make_config, rows_by_text, tables
 from conftest import make_model
 
-from dsl_train import provenance
+from dsl_train.base import files
+from dsl_train.base.records import DslError
 from dsl_train.cli.collect import main
 from dsl_train.collect.estimate import estimate
 from dsl_train.collect.folder import locked
 from dsl_train.collect.shards import collect
-from dsl_train.records import DslError
-from dsl_train.traces import completed_parts, open_traces
+from dsl_train.traces.store import completed_parts, open_traces
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_at_any_write_costs_nothing_that_was_finished(
     config, folder, monkeypatch, capsys, full_at, tmp_path
 ):
     collect(dataclasses.replace(config, output=str(tmp_path / "whole")))
-    sync, writes = provenance._sync, []
+    sync, writes = files._sync, []
 
     def full(path):
         writes.append(path)
@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_at_any_write_costs_nothing_that_was_finished(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         sync(path)
 
-    monkeypatch.setattr(provenance, "_sync", full)
+    monkeypatch.setattr(files, "_sync", full)
     assert main(arguments(config)) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not list(folder.rglob("*.tmp"))

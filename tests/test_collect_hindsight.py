@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, perturb
 
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import inverse_cdf
 from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
-from dsl_train.sampling import Sampling
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
 
 GREEDY = Sampling()
 

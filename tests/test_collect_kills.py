@@ -11,11 +11,11 @@ import pytest
 from collecting import arguments, make_config, tables
 
 from dsl_train.collect.shards import collect
-from dsl_train.traces import completed_parts
+from dsl_train.traces.store import completed_parts
 
 SUICIDE = """
 import os, signal, sys
-from dsl_train import provenance
+from dsl_train.base import files
 from dsl_train.cli.collect import main
 
 replace = os.replace
@@ -24,7 +24,7 @@ def replace_or_die(source, destination):  # dies between the two files of part 2
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, destination)
 
-provenance.os.replace = replace_or_die
+files.os.replace = replace_or_die
 main(sys.argv[1:])
 """
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
-from dsl_train.loading import identify, load_pair
-from dsl_train.model_identity import describe_model
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import identify, load_pair
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_quantized_target_is_near_the_whole_one_and_says_so(pair_folders):
     ("library", "options"), [("accelerate", {"device_map": "auto"}), ("bitsandbytes", {"quantization": "8bit"})]
 )
 def test_a_missing_library_is_named_with_what_installs_it(pair_folders, monkeypatch, library, options):
-    from dsl_train import loading
+    from dsl_train.pair import loading
 
     monkeypatch.setattr(loading, "find_spec", lambda name: None if name == library else True)
     with pytest.raises(DslError, match=rf"need {library}, which is not installed; run pip install 'dsl-train\[gpu\]'"):

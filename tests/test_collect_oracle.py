@@ -8,11 +8,11 @@ import torch
 from collecting import make_config, make_pair
 from conftest import CONTEXT, make_model
 
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
-from dsl_train.engine import autoregressive
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.loop.engine import autoregressive
+from dsl_train.runners.cached import CachedModel
 
 PROMPT = (22, 23, 24, 25)
 

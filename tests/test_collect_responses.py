@@ -13,13 +13,13 @@ from conftest import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.brought import Response, ResponseReader, answers_of
 from dsl_train.collect.prompts import Prompt
 from dsl_train.collect.shards import collect
 from dsl_train.collect.sources import Record
-from dsl_train.records import DslError
-from dsl_train.sampling import Sampling
-from dsl_train.traces import open_traces
+from dsl_train.traces.store import open_traces
 
 END = frozenset({0})
 

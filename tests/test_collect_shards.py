@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from collecting import arguments, assert_same_rows, make_config, rows_by_text, tables
 
+from dsl_train.base.records import DslError
 from dsl_train.cli.collect import main
 from dsl_train.collect.shards import collect
 from dsl_train.collect.split import Shard, local_device, shard_of
-from dsl_train.records import DslError
-from dsl_train.traces import open_traces
+from dsl_train.traces.store import open_traces
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ from test_hf_tokenizers import TOKENIZER, generate, merging, shuffled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dsl_train
+from dsl_train.base.records import DslError
 from dsl_train.cli.bench import main as bench_main
 from dsl_train.cli.collect import main as collect_main
 from dsl_train.cli.train import main as train_main
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.shards import collect
 from dsl_train.collect.worker import Worker
-from dsl_train.decisions import build
-from dsl_train.loading import load_pair
-from dsl_train.records import DslError
-from dsl_train.traces import open_traces
+from dsl_train.pair.loading import load_pair
+from dsl_train.traces.decisions import build
+from dsl_train.traces.store import open_traces
 
 TEXTS = ["abc def", "hello ab", "fabcabc x", "0123 ab 0", "(abc)", "jig lab 9", "ma ba da", "x = abc"]
 

@@ -10,14 +10,14 @@ import torch
 from conftest import make_model, perturb
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from dsl_train import compiled
-from dsl_train.compiled import CompiledDecoder, Graphs, NotCompilableError
-from dsl_train.compiled_call import GraphCall
-from dsl_train.engine import SpeculativeEngine
-from dsl_train.features import read_draft
-from dsl_train.policies.factory import make_policy
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.base.sampling import Sampling
+from dsl_train.features.primitives import read_draft
+from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.policies.registry import make_policy
+from dsl_train.runners import compiled
+from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.compiled import CompiledDecoder, Graphs, NotCompilableError
+from dsl_train.runners.compiled_call import GraphCall
 
 PROMPT = [5, 9, 3, 22, 41, 7, 7, 12]
 WIDTHS = (1, 2, 4)
@@ -103,7 +103,7 @@ def test_a_family_that_cannot_be_compiled_runs_as_it_is_and_says_why_once(caplog
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)
     models = GPT2LMHeadModel(config).eval(), GPT2LMHeadModel(config).eval()
     before = generated(models, Sampling(), max_new_tokens=20)
-    with caplog.at_level(logging.WARNING, logger="dsl_train.compiled"):
+    with caplog.at_level(logging.WARNING, logger="dsl_train.runners.compiled"):
         compiled.warm_up(*models, backend="aot_eager")
     assert [record.getMessage() for record in caplog.records] == [
         "GPT2LMHeadModel is not compiled and runs as it is: gpt2 is not of Llama's shape, or was altered"

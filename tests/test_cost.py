@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dsl_train.cost import CostProfile, StopRule, marginal, price_for, round_costs
+from dsl_train.base.cost import CostProfile, StopRule, marginal, price_for, round_costs
 
 TABLE = CostProfile(
     draft_step=0.1,

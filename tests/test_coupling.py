@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsl_train.collect.coupling import couple, inverse_cdf
-from dsl_train.verify import residual_probs
+from dsl_train.loop.verify import residual_probs
 
 stats = pytest.importorskip("scipy.stats")
 VOCAB, LOOKAHEAD, NUM_ROUNDS = 4, 2, 200_000

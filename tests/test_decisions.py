@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tiny_traces import EOS, PROMPT, make_traces
 
-from dsl_train.decisions import build, draft_records
-from dsl_train.features import BlockState, TextState, assemble
-from dsl_train.records import DslError
-from dsl_train.schema import FEATURE_NAMES
-from dsl_train.starts import UNLIMITED
-from dsl_train.traces import Traces
+from dsl_train.base.records import DslError
+from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.vector import BlockState, TextState, assemble
+from dsl_train.traces.decisions import build, draft_records
+from dsl_train.traces.starts import UNLIMITED
+from dsl_train.traces.store import Traces
 
 
 def decision_lists(decisions, name):

@@ -14,11 +14,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from dsl_train import decoder
-from dsl_train.decoder import DirectDecoder
-from dsl_train.engine import SpeculativeEngine, autoregressive
-from dsl_train.policies.factory import make_policy
-from dsl_train.runner import CachedModel, LibraryDecoder
+from dsl_train.loop.engine import SpeculativeEngine, autoregressive
+from dsl_train.policies.registry import make_policy
+from dsl_train.runners import llama
+from dsl_train.runners.cached import CachedModel, LibraryDecoder
+from dsl_train.runners.llama import DirectDecoder
 
 VOCAB, CONTEXT = 64, 512
 SHAPE = {
@@ -115,16 +115,16 @@ def test_every_family_generates_what_transformers_generates_alone_and_with_a_dra
 
 def test_a_model_that_somebody_has_altered_is_left_to_transformers():
     model = make(DIRECT["llama"])
-    assert decoder.fits(model)
+    assert llama.fits(model)
     projection = model.model.layers[0].self_attn.q_proj
     handle = projection.register_forward_hook(lambda *_: None)
-    assert not decoder.fits(model)
+    assert not llama.fits(model)
     handle.remove()
     projection.forward = projection.forward
-    assert not decoder.fits(model)
+    assert not llama.fits(model)
     del projection.forward
     model.model.layers[1].mlp.up_proj = torch.nn.Sequential(torch.nn.Linear(32, 48, bias=False))
-    assert not decoder.fits(model)
+    assert not llama.fits(model)
 
 
 @torch.inference_mode()

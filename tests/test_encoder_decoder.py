@@ -7,10 +7,10 @@ from families.zoo import ENCODER_DECODERS, END, FAMILIES, make_pair
 from transformers import GenerationMixin
 
 import dsl_train
-from dsl_train.encoder_decoder import EncoderDecoderModel
-from dsl_train.engine import SpeculativeEngine, autoregressive
-from dsl_train.policies.factory import make_policy
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
+from dsl_train.loop.engine import SpeculativeEngine, autoregressive
+from dsl_train.policies.registry import make_policy
+from dsl_train.runners.encoder_decoder import EncoderDecoderModel
 
 T5, WHISPER = (next(family for family in ENCODER_DECODERS if family.model.startswith(name)) for name in ("T5", "Whis"))
 

@@ -11,12 +11,12 @@ from transformers import WhisperFeatureExtractor
 
 import dsl_train
 from dsl_train.cli.collect import main as collect
-from dsl_train.engine import autoregressive
-from dsl_train.inputs import begin, encode_audio, runner_of
-from dsl_train.loading import load_pair
-from dsl_train.predictor.config import TrainConfig
-from dsl_train.predictor.fit import fit
-from dsl_train.traces import open_traces
+from dsl_train.loop.engine import autoregressive
+from dsl_train.pair.loading import load_pair
+from dsl_train.pair.prompt import begin, encode_audio, runner_of
+from dsl_train.traces.store import open_traces
+from dsl_train.train.config import TrainConfig
+from dsl_train.train.fit import fit
 
 PAGE = (Path(__file__).parent.parent / "docs" / "encoder_decoders.md").read_text("utf-8")
 SPEECH = {"max_source_positions": 50, "max_target_positions": 256}

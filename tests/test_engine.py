@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dsl_train.engine import SpeculativeEngine, autoregressive
-from dsl_train.records import AcceptanceStats, DslError, Round
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
-from dsl_train.schema import FEATURE_NAMES
+from dsl_train.base.records import AcceptanceStats, DslError, Round
+from dsl_train.base.sampling import Sampling
+from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.loop.engine import SpeculativeEngine, autoregressive
+from dsl_train.runners.cached import CachedModel
 
 VOCAB = 32
 

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from synthetic_traces import PAIR, write_traces
 from tiny_traces import make_traces
 
-from dsl_train import decisions, replay
-from dsl_train.cost import CostProfile
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
 from dsl_train.evidence import lookahead, quality
 from dsl_train.evidence.contest import LEARNED, STATIC, contests
 from dsl_train.evidence.evidence import gather
@@ -19,9 +19,10 @@ from dsl_train.evidence.inputs import from_folders
 from dsl_train.evidence.material import ASSUMED_C, Material
 from dsl_train.evidence.sample import sample
 from dsl_train.evidence.thresholds import threshold_curve
-from dsl_train.records import DslError
-from dsl_train.replay import ReplayResult
-from dsl_train.traces import open_traces
+from dsl_train.replay import rounds as replay
+from dsl_train.replay.rounds import ReplayResult
+from dsl_train.traces import decisions
+from dsl_train.traces.store import open_traces
 
 COST = CostProfile(draft_step=0.001, target_step=0.01, predictor=0.0001)
 

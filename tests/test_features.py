@@ -3,18 +3,11 @@ import math
 import pytest
 import torch
 
-from dsl_train.copies import CopyIndex
-from dsl_train.features import (
-    BlockState,
-    TextState,
-    assemble,
-    draft_primitives,
-    read_draft,
-    read_drawn,
-    target_primitives,
-)
-from dsl_train.records import DraftPrimitives
-from dsl_train.schema import COPY_CAP, CORE, FEATURE_NAMES, FEATURES, GROUPS, fingerprint, select
+from dsl_train.base.records import DraftPrimitives
+from dsl_train.base.schema import COPY_CAP, CORE, FEATURE_NAMES, FEATURES, GROUPS, fingerprint, select
+from dsl_train.features.copies import CopyIndex
+from dsl_train.features.primitives import draft_primitives, read_draft, read_drawn, target_primitives
+from dsl_train.features.vector import BlockState, TextState, assemble
 
 
 def vector(block):

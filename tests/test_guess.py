@@ -9,14 +9,14 @@ from test_learned_policy import StubPredictor
 from test_online import finished
 from tiny_traces import make_traces
 
-from dsl_train.cost import CostProfile, StopRule
-from dsl_train.decisions import build
-from dsl_train.guess import AskingPlan, GuessTable, nearest
+from dsl_train.base.cost import CostProfile, StopRule
+from dsl_train.base.guess import AskingPlan, GuessTable, nearest
+from dsl_train.base.records import DraftPrimitives, DraftStep
+from dsl_train.base.schema import FEATURE_NAMES
 from dsl_train.policies.learned import LearnedPolicy
-from dsl_train.predictor.guesses import fit_guesses
-from dsl_train.records import DraftPrimitives, DraftStep
-from dsl_train.replay import replay_policy
-from dsl_train.schema import FEATURE_NAMES
+from dsl_train.replay.rounds import replay_policy
+from dsl_train.traces.decisions import build
+from dsl_train.train.guesses import fit_guesses
 
 #: Guesses below 0.4 are answered 0.1 or 0.3, those up to 0.8 by 0.2 or 0.8, larger ones by 0.9; a first draft by 0.7.
 TABLE = GuessTable(0.0, (0.4, 0.8), ((0.1, 0.3), (0.2, 0.8), (0.9, 0.9)), (0.7, 0.7))

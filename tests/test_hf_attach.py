@@ -7,15 +7,15 @@ from tiny_predictor import write_predictor
 from transformers.generation.streamers import BaseStreamer
 
 import dsl_train
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
+from dsl_train.base.schema import FEATURES
 from dsl_train.bench.law import exact_law, fit
-from dsl_train.engine import SpeculativeEngine
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
-from dsl_train.policies.factory import make_policy
-from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
-from dsl_train.schema import FEATURES
+from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
+from dsl_train.policies.registry import make_policy
+from dsl_train.runners.cached import CachedModel
 
 PROMPT = torch.tensor([[50, 27, 63, 6, 17]])
 

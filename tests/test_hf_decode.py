@@ -20,13 +20,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import dsl_train
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.bench.law import exact_law, fit
-from dsl_train.hf.processors import split_processors
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
-from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
+from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.processed import split_processors
 
 PROMPT = torch.tensor([[50, 27, 63, 6, 17]])
 LENGTH = 30

@@ -14,9 +14,9 @@ from test_hf_tokenizers import shuffled
 from tiny_predictor import write_predictor
 from transformers import pipeline
 
-from dsl_train.hf.bundle import write_bundle
-from dsl_train.hub import fetch_predictor
-from dsl_train.loading import load_pair
+from dsl_train.pair.hub import fetch_predictor
+from dsl_train.pair.loading import load_pair
+from dsl_train.train.artifact import write_loader
 
 SECTIONS = dict(
     re.findall(
@@ -35,7 +35,7 @@ def names(pair_folders, tmp_path_factory):
     shutil.copytree(pair_folders.draft, folder)
     (folder / "dsl").mkdir()
     pair = load_pair(pair_folders.target, str(folder), "float32", "cpu")
-    write_bundle(write_predictor(folder / "dsl", pair))
+    write_loader(write_predictor(folder / "dsl", pair))
     seq2seq = dict(zip(("seq2seq_target", "seq2seq_draft"), make_pair(ENCODER_DECODERS[0]), strict=True))
     return {
         "target": pair.target,
@@ -56,7 +56,7 @@ def elsewhere(tmp_path, monkeypatch):
     """Profiles, the Hub's cache and copied code belong to the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("dsl_train.hub.HfApi", StandIn(tmp_path))
+    monkeypatch.setattr("dsl_train.pair.hub.HfApi", StandIn(tmp_path))
     fetch_predictor.cache_clear()
 
 

@@ -6,9 +6,9 @@ from families.zoo import REFUSED
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 from dsl_train import generate
-from dsl_train.hf.families import check_pair_supported, check_supported
-from dsl_train.loading import load_pair
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
+from dsl_train.pair.loading import load_pair
+from dsl_train.runners.supported import check_pair_supported, check_supported
 
 
 def test_a_recurrent_model_is_refused_when_it_is_loaded_and_when_it_is_given(tmp_path):

@@ -1,6 +1,5 @@
-"""`target.generate(..., custom_generate="<draft>/dsl", trust_remote_code=True)`: the folder without the package."""
+"""`target.generate(..., custom_generate="<draft>/dsl", trust_remote_code=True)`: the shipped folder."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -11,32 +10,34 @@ import torch
 from conftest import make_tokenizer
 from tiny_predictor import write_predictor
 from transformers import AutoModelForCausalLM
-from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+from transformers.dynamic_module_utils import get_imports
 from transformers.generation.streamers import BaseStreamer
 
-from dsl_train.hf.bundle import FOLDER, REQUIREMENTS, bundle, bundled_modules, write_bundle
-from dsl_train.loading import load_pair
-from dsl_train.predictor.artifact import ship
+from dsl_train.pair.loading import load_pair
 from dsl_train.predictor.runtime import CARD
+from dsl_train.train.artifact import LOADER, REQUIREMENTS, ship, write_loader
 
 PROMPT = torch.tensor([[50, 27, 63, 6, 17]])
-#: Everything that pyproject.toml asks for and serving does without; rich and jinja2 come with other packages.
-ABSENT = (
-    "dsl_train lightning datasets pyarrow sklearn onnx onnxscript tensorboard jsonargparse matplotlib jinja2 rich ray"
-)
+#: Everything that pyproject.toml asks for and serving does without.
+ABSENT = "lightning datasets pyarrow sklearn onnx onnxscript tensorboard jsonargparse matplotlib jinja2 rich ray"
 
-ALONE = f"""
+WITHOUT = """
 import sys
 
 class Without:
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, *rest):
-        return None if name.split(".")[0] in {ABSENT.split()} else self.finder.find_spec(name, *rest)
+        return None if name.split(".")[0] in ABSENT.split() else self.finder.find_spec(name, *rest)
     def __getattr__(self, name):
         return getattr(self.finder, name)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+ALONE = f"""
+ABSENT = "{ABSENT}"
+{WITHOUT}
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,6 +53,23 @@ print(target.generate(inputs, **options, **shipped, draft_model=draft, policy="s
 torch.manual_seed(0)
 print(target.generate(inputs, max_new_tokens=30, do_sample=True, top_k=8, **shipped).shape[0])
 """
+
+
+WITHOUT_THE_PACKAGE = f"""
+ABSENT = "dsl_train"
+{WITHOUT}
+import torch
+from transformers import AutoModelForCausalLM
+
+target = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+target.generate(torch.tensor([[5]]), custom_generate=sys.argv[2] + "/dsl", trust_remote_code=True)
+"""
+
+
+def home(folder):
+    """An environment whose caches lie in the folder."""
+    caches = {"HF_HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
+    return {**caches, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -76,60 +94,38 @@ def generate(target, folder, **options):
     return target.generate(PROMPT, custom_generate=str(folder), trust_remote_code=True, **options)
 
 
-def test_the_folder_generates_the_targets_text_where_nothing_else_is_installed(pair_folders, shipped, tmp_path):
-    home = {"HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def test_the_folder_generates_the_targets_text_without_the_libraries_of_training(pair_folders, shipped, tmp_path):
     command = [sys.executable, "-c", ALONE, pair_folders.target, str(shipped)]
-    done = subprocess.run(command, env=home, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, env=home(tmp_path), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     alone, ours, fixed, num_sampled = done.stdout.splitlines()
     assert alone == ours == fixed
     assert num_sampled == "1"
 
 
-def test_the_bundle_is_the_packages_own_code_but_for_imports():
-    package = Path(__file__).parent.parent / "dsl_train"
-    files = bundle()
-    for module in bundled_modules():
-        name = "generate" if module == "hf.shipped" else module.replace(".", "_")
-        original = package.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8")
-        kept = [line for line in original.splitlines() if "from dsl_train" not in line]
-        copied = [line for line in files[f"{name}.py"].splitlines() if not re.match(r" *from \.", line)]
-        if name == "generate":
-            copied = [line for line in copied if line != "The files beside it:"]
-            kept, copied = [line for line in kept if line], [line for line in copied if line]
-        assert copied == kept, name
+def test_the_loader_is_one_file_that_names_what_it_needs(tmp_path):
+    (tmp_path / LOADER).mkdir()
+    (tmp_path / LOADER / "dropped.py").write_text("of an earlier build")
+    write_loader(tmp_path)
+    assert sorted(path.name for path in (tmp_path / LOADER).iterdir()) == ["generate.py", "requirements.txt"]
+    assert get_imports(tmp_path / LOADER / "generate.py") == ["dsl_train"]
+    assert (tmp_path / LOADER / "requirements.txt").read_text() == REQUIREMENTS
 
 
-def test_the_bundle_serves_only(tmp_path):
-    """No training, no traces, no commands; what it imports is what its requirements name, and comes with those."""
-    assert {module.split(".")[0] for module in bundled_modules()}.isdisjoint(
-        {"traces", "decisions", "collect", "bench", "report", "cli", "reference", "evidence", "api", "batch_engine"}
+def test_without_the_package_the_loader_says_what_to_install(pair_folders, shipped, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, pair_folders.target, str(shipped)]
+    done = subprocess.run(command, env=home(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install dsl_train" in done.stderr
+
+
+def test_the_reference_draft_ships_the_loader_of_today(tmp_path):
+    folder = Path(__file__).parent.parent / "checkpoints" / "reference" / "draft" / "dsl"
+    write_loader(tmp_path)
+    shipped, today = (
+        sorted((path.name, path.read_text()) for path in (of / LOADER).iterdir()) for of in (folder, tmp_path)
     )
-    folder = write_bundle(tmp_path)
-    outside = {name for path in folder.glob("*.py") for name in get_imports(path)} - set(sys.stdlib_module_names)
-    required = {re.split(r"\W", line)[0] for line in REQUIREMENTS}
-    assert outside <= required | {"safetensors", "huggingface_hub"}
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 250_000
-
-
-def test_the_reference_draft_ships_the_code_of_today():
-    artifact = Path(__file__).parent.parent / "checkpoints" / "reference" / "draft" / "dsl"
-    found = {file.name: file.read_text("utf-8") for file in (artifact / FOLDER).glob("*.*")}
-    stale = sorted(name for name in found.keys() | bundle().keys() if found.get(name) != bundle().get(name))
-    assert not stale, f"{stale} differ from the package; run dsl_train.hf.bundle.write_bundle(Path({str(artifact)!r}))"
-
-
-def test_transformers_finds_every_file_of_the_bundle(tmp_path):
-    folder = write_bundle(tmp_path)
-    found = {Path(path).name for path in get_relative_import_files(folder / "generate.py")}
-    assert found | {"generate.py"} == {path.name for path in folder.glob("*.py")}
-
-
-def test_writing_again_removes_modules_of_an_earlier_build(tmp_path):
-    folder = write_bundle(tmp_path)
-    (folder / "dropped.py").write_text("")
-    write_bundle(tmp_path)
-    assert not (folder / "dropped.py").exists()
+    assert shipped == today
 
 
 def test_options_reach_the_loop_from_the_folder(target, shipped):

@@ -10,10 +10,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import dsl_train
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
-from dsl_train.records import DslError
-from dsl_train.schema import FEATURES
+from dsl_train.base.records import DslError
+from dsl_train.base.schema import FEATURES
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
 
 TOKENIZER = make_tokenizer()
 PROMPT = torch.tensor([[50, 27, 63, 6, 17]])

@@ -13,11 +13,11 @@ from tiny_predictor import write_predictor
 from transformers import AutoModelForCausalLM
 
 import dsl_train
-from dsl_train.hf.bundle import write_bundle
-from dsl_train.hub import fetch_predictor
-from dsl_train.loading import load_pair
+from dsl_train.base.records import DslError
+from dsl_train.pair.hub import fetch_predictor
+from dsl_train.pair.loading import load_pair
 from dsl_train.predictor.runtime import CARD, ONNX
-from dsl_train.records import DslError
+from dsl_train.train.artifact import write_loader
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def artifact(pair_folders, tmp_path_factory):
     """As dsl-train leaves it, with its logs."""
     folder = tmp_path_factory.mktemp("artifact")
     write_predictor(folder, load_pair(pair_folders.target, pair_folders.draft, "float32", "cpu"))
-    write_bundle(folder)
+    write_loader(folder)
     (folder / CARD).write_text("a card")
     (folder / "training").mkdir()
     (folder / "training" / "config.json").write_text("{}")
@@ -37,7 +37,7 @@ def hub(tmp_path, monkeypatch):
     assert constants.HF_HUB_OFFLINE, "these tests must not ask the net"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     stand_in = StandIn(tmp_path)
-    monkeypatch.setattr("dsl_train.hub.HfApi", stand_in)
+    monkeypatch.setattr("dsl_train.pair.hub.HfApi", stand_in)
     fetch_predictor.cache_clear()
     return stand_in
 
@@ -98,7 +98,7 @@ def test_what_the_hub_refuses_names_repository_revision_and_next_step(hub, artif
         raise HfHubHTTPError("404 Client Error", response=SimpleNamespace(headers={}, request=None, status_code=404))
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("dsl_train.hub.snapshot_download", refuse)
+    monkeypatch.setattr("dsl_train.pair.hub.snapshot_download", refuse)
     with pytest.raises(DslError, match=r"at revision main cannot be read from the Hub \(404.*check name and revision"):
         dsl_train.load_predictor("user/draft")
     monkeypatch.setattr(hub, "create_repo", refuse)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from dsl_train.base.sampling import Sampling
 from dsl_train.bench.law import MIN_EXPECTED, POWER, Law, detectable_bias, exact_law, fit
-from dsl_train.sampling import Sampling
 
 # The law of a text of two tokens: the first by FIRST, the second by SECOND[first]; token 2 ends a text.
 FIRST = torch.tensor([0.6, 0.3, 0.1])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dsl_train.api.serving import load_predictor
+from dsl_train.base.records import DraftStep
+from dsl_train.base.schema import FEATURE_NAMES
 from dsl_train.policies.learned import LearnedPolicy
-from dsl_train.records import DraftStep
-from dsl_train.schema import FEATURE_NAMES
-from dsl_train.serving import load_predictor
 
 
 class StubPredictor:

@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dsl_train.base.records import GenerationResult
+from dsl_train.base.sampling import Sampling
 from dsl_train.bench.law import exact_law
 from dsl_train.bench.lossless import FALSE_ALARM, PromptModel, Trial, check_law, compare_greedy
 from dsl_train.cli.bench import main
-from dsl_train.drafter import DraftBlock, Drafter
-from dsl_train.engine import SpeculativeEngine, autoregressive
-from dsl_train.policies.factory import make_policy
+from dsl_train.loop.drafter import DraftBlock, Drafter
+from dsl_train.loop.engine import SpeculativeEngine, autoregressive
+from dsl_train.policies.registry import make_policy
 from dsl_train.policies.rules import StaticPolicy
-from dsl_train.records import GenerationResult
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.runners.cached import CachedModel
 
 PROMPT, SAMPLING, NUM_DRAWS, LEVEL = [1, 2], Sampling(0.9), 1500, 1e-4
 

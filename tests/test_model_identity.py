@@ -4,8 +4,8 @@ import pytest
 from conftest import make_model
 from huggingface_hub import constants
 
-from dsl_train.hub import cached_revision
-from dsl_train.model_identity import describe_model
+from dsl_train.pair.hub import cached_revision
+from dsl_train.pair.identity import describe_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -5,13 +5,13 @@ import pytest
 from test_learned_policy import StubPredictor, step
 from tiny_traces import make_traces
 
-from dsl_train.cost import StopRule
-from dsl_train.decisions import build
-from dsl_train.policies.factory import make_policy
+from dsl_train.base.cost import StopRule
+from dsl_train.base.records import DslError, Round
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.policies.online import OnlineShift, moved
-from dsl_train.records import DslError, Round
-from dsl_train.replay import replay_policy, replay_survival
+from dsl_train.policies.registry import make_policy
+from dsl_train.replay.rounds import replay_policy, replay_survival
+from dsl_train.traces.decisions import build
 
 
 class Sure:

@@ -7,12 +7,12 @@ import torch
 from collecting import make_pair
 from conftest import make_model, perturb
 
-from dsl_train.api import Speculator
+from dsl_train.api.own_settings import under_own_settings
+from dsl_train.api.speculator import Speculator
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.bench.law import exact_law, fit
-from dsl_train.hf.own_settings import under_own_settings
-from dsl_train.inputs import runner_of
-from dsl_train.records import DslError
-from dsl_train.sampling import Sampling
+from dsl_train.pair.prompt import runner_of
 
 PROMPT = [50, 27, 63, 6, 17]
 HONOURED = [
@@ -76,12 +76,6 @@ def test_what_cannot_be_honoured_is_refused_by_name_and_value(pair, settings):
     with pytest.raises(DslError, match=r"sets .*; set it") as raised:
         Speculator(pair, "static:4").generate(PROMPT)
     assert f"{name}={value!r}" in str(raised.value)
-
-
-def test_batches_refuse_settings_that_they_cannot_honour(pair):
-    pair.target.generation_config.repetition_penalty = 1.4
-    with pytest.raises(DslError, match=r"repetition_penalty=1\.4, which batches cannot honour.*one by one"):
-        Speculator(pair, "static:4").generate_batch([PROMPT, PROMPT])
 
 
 def test_a_target_without_settings_runs_as_it_is(pair):

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from tiny_traces import make_traces
 
-from dsl_train import schema
-from dsl_train.acceptance import acceptance_products, fit_acceptance
-from dsl_train.cost import CostProfile, price_for
-from dsl_train.decisions import build
-from dsl_train.policies.acceptance import AcceptanceModel
+from dsl_train.base import schema
+from dsl_train.base.cost import CostProfile, price_for
+from dsl_train.base.records import DraftPrimitives, DraftStep, DslError, Round
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy, roc_threshold
-from dsl_train.policies.factory import POLICIES, make_policy, needs_of
+from dsl_train.policies.registry import POLICIES, make_policy, needs_of
 from dsl_train.policies.rules import HeuristicPolicy
-from dsl_train.records import DraftPrimitives, DraftStep, DslError, Round
-from dsl_train.replay import replay_policy, replay_static
-from dsl_train.tuning import AS_PUBLISHED, fit_logistic, tune_baselines, tune_static
+from dsl_train.policies.specdec import AcceptanceModel
+from dsl_train.replay.acceptance import acceptance_products, fit_acceptance
+from dsl_train.replay.rounds import replay_policy, replay_static
+from dsl_train.replay.tuning import AS_PUBLISHED, fit_logistic, tune_baselines, tune_static
+from dsl_train.traces.decisions import build
 
 
 def step(position: int, prob: float = 0.5, entropy: float = 1.0, top_prob: float | None = None) -> DraftStep:

@@ -11,18 +11,19 @@ import pytest
 import torch
 from synthetic_traces import PAIR, write_traces
 
-from dsl_train import decisions, schema
+from dsl_train.base import schema
+from dsl_train.base.records import DslError
 from dsl_train.cli.train import main
-from dsl_train.predictor import metrics
-from dsl_train.predictor.config import TrainConfig
-from dsl_train.predictor.data import Batches, TraceDataModule, split_by_prompt
-from dsl_train.predictor.export import export_onnx
-from dsl_train.predictor.fit import TrainResult, _calibrate, fit
-from dsl_train.predictor.network import SurvivalNetwork
 from dsl_train.predictor.runtime import Predictor, open_session
-from dsl_train.predictor.trainer import load_best
-from dsl_train.records import DslError
-from dsl_train.traces import open_traces
+from dsl_train.traces import decisions
+from dsl_train.traces.store import open_traces
+from dsl_train.train import metrics
+from dsl_train.train.config import TrainConfig
+from dsl_train.train.data import Batches, TraceDataModule, split_by_prompt
+from dsl_train.train.export import export_onnx
+from dsl_train.train.fit import TrainResult, _calibrate, fit
+from dsl_train.train.network import SurvivalNetwork
+from dsl_train.train.trainer import load_best
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_hidden_layers_have_the_parameters_they_should():
 
 
 def test_a_file_that_gives_other_numbers_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("dsl_train.predictor.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("dsl_train.train.export.TOLERANCE", -1.0)
     with pytest.raises(DslError, match="differs from the trained network"):
         export_onnx(
             SurvivalNetwork(schema.CORE, (4,)),

@@ -8,14 +8,14 @@ import pytest
 import torch
 from synthetic_traces import PAIR, write_traces
 
-from dsl_train import schema
+from dsl_train.base import schema
+from dsl_train.base.records import DslError
 from dsl_train.cli.train import main
-from dsl_train.predictor.config import TrainConfig
-from dsl_train.predictor.export import export_onnx
-from dsl_train.predictor.fit import fit
-from dsl_train.predictor.network import SurvivalNetwork
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import DslError
+from dsl_train.train.config import TrainConfig
+from dsl_train.train.export import export_onnx
+from dsl_train.train.fit import fit
+from dsl_train.train.network import SurvivalNetwork
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import torch
 from tiny_predictor import write_predictor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dsl_train import profile, timing
-from dsl_train.cost import CostProfile
-from dsl_train.loading import Pair, load_pair
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
+from dsl_train.costs import profile, timing
+from dsl_train.pair.loading import Pair, load_pair
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.runners.cached import CachedModel
 
 GREEDY = Sampling()
 KNOWN = CostProfile(

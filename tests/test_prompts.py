@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_tokenizer
 
+from dsl_train.base.records import DslError
 from dsl_train.collect.prompts import read_prompts
-from dsl_train.records import DslError
 
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[go]{% endif %}"
 

@@ -10,8 +10,8 @@ import pytest
 from synthetic_traces import PAIR, write_traces
 from tiny_predictor import write_predictor
 
-from dsl_train.cost import CostProfile
-from dsl_train.tuning import AS_PUBLISHED
+from dsl_train.base.cost import CostProfile
+from dsl_train.replay.tuning import AS_PUBLISHED
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "proof.py"
 COST = CostProfile(0.2, 1.0, 0.05, predictor=0.02, round_overhead=0.1, target_steps=(1.0, 1.2, 1.25, 1.3))

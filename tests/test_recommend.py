@@ -5,10 +5,10 @@ import pytest
 from tiny_predictor import write_predictor
 from tiny_traces import make_traces
 
+from dsl_train.base.cost import CostProfile
 from dsl_train.bench.recommend import recommend
-from dsl_train.cost import CostProfile
-from dsl_train.decisions import build
-from dsl_train.replay import replay_static
+from dsl_train.replay.rounds import replay_static
+from dsl_train.traces.decisions import build
 
 
 def texts(seed, num_texts=12, length=60):
@@ -74,7 +74,7 @@ def test_llama_cpp_pays_for_the_token_it_drops():
 
 
 def test_the_learned_policy_is_told_against_each_engine(both, tmp_path, pair_folders):
-    from dsl_train.loading import load_pair
+    from dsl_train.pair.loading import load_pair
     from dsl_train.predictor.runtime import Predictor
 
     predictor = Predictor.load(

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tiny_traces import make_traces
 
-from dsl_train.decisions import build
-from dsl_train.policies.base import Needs, Policy
-from dsl_train.policies.factory import make_policy
-from dsl_train.records import DraftStep, Round
-from dsl_train.replay import (
+from dsl_train.base.policy import Needs, Policy
+from dsl_train.base.records import DraftStep, Round
+from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.policies.registry import make_policy
+from dsl_train.replay.rounds import (
     replay_answers,
     replay_oracle,
     replay_oracle_plus,
@@ -17,7 +17,7 @@ from dsl_train.replay import (
     replay_survival,
     solve_thresholds,
 )
-from dsl_train.schema import FEATURE_NAMES
+from dsl_train.traces.decisions import build
 
 
 def rounds_of(result):

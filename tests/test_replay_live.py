@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 from conftest import VOCAB_SIZE, make_tokenizer
 
+from dsl_train.base.cost import StopRule
+from dsl_train.base.guess import GuessTable
+from dsl_train.base.policy import Needs, Policy
+from dsl_train.base.records import DraftStep
+from dsl_train.base.sampling import Sampling
+from dsl_train.base.schema import FEATURE_NAMES, ROW_COLUMNS
 from dsl_train.bench.learned import replay_learned
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
-from dsl_train.cost import StopRule
-from dsl_train.decisions import build
-from dsl_train.engine import SpeculativeEngine
-from dsl_train.guess import GuessTable
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
-from dsl_train.policies.base import Needs, Policy
-from dsl_train.policies.factory import make_policy
+from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
 from dsl_train.policies.learned import LearnedPolicy
-from dsl_train.records import DraftStep
-from dsl_train.replay import replay_policy, replay_survival
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
-from dsl_train.schema import FEATURE_NAMES, ROW_COLUMNS
-from dsl_train.traces import Traces, TraceSequence
+from dsl_train.policies.registry import make_policy
+from dsl_train.replay.rounds import replay_policy, replay_survival
+from dsl_train.runners.cached import CachedModel
+from dsl_train.traces.decisions import build
+from dsl_train.traces.store import Traces, TraceSequence
 
 
 class Recorder(Policy):

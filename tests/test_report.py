@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import AcceptanceStats, DslError, Round
 from dsl_train.bench.live import LiveResult, Mismatch, PolicyResult
 from dsl_train.bench.replay import ReplayRow, ReplayTable
-from dsl_train.cost import CostProfile
-from dsl_train.records import AcceptanceStats, DslError, Round
+from dsl_train.bench.statistics import Interval
 from dsl_train.report import folder, plots, tables
-from dsl_train.statistics import Interval
 
 COST = CostProfile(draft_step=0.001, target_step=0.01, target_step_per_token=0.0005, predictor=0.0001)
 ROUNDS = [Round(5, (1, 2, 3), 3, (1, 2, 3, 4)), Round(9, (1, 2), 0, (7,))]

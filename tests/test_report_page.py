@@ -12,7 +12,6 @@ from test_evidence import COST, all_knowing, written
 from test_report import LIVE
 from tiny_traces import make_traces
 
-from dsl_train import decisions
 from dsl_train.bench.recommend import Recommendation
 from dsl_train.cli.bench import main as bench
 from dsl_train.cli.train import main as train
@@ -21,7 +20,8 @@ from dsl_train.evidence.contest import contests
 from dsl_train.evidence.evidence import Evidence, gather
 from dsl_train.report import sections, speed_plots, style
 from dsl_train.report.page import write_report
-from dsl_train.traces import open_traces
+from dsl_train.traces import decisions
+from dsl_train.traces.store import open_traces
 
 ADVICE = [Recommendation("vLLM", {"num_speculative_tokens": 5}, 2.5, 1.4, 0.12)]
 FIGURES = (

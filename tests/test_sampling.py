@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dsl_train.sampling import Sampling, draw
+from dsl_train.base.sampling import Sampling, draw
 
 
 def test_greedy_is_the_one_hot_distribution():

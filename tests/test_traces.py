@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dsl_train import traces
-from dsl_train.records import DslError
-from dsl_train.schema import ROW_COLUMNS
-from dsl_train.traces import Counts, TraceSequence, open_traces, write_manifest, write_part
+from dsl_train.base.records import DslError
+from dsl_train.base.schema import ROW_COLUMNS
+from dsl_train.traces import store
+from dsl_train.traces.store import Counts, TraceSequence, open_traces, write_manifest, write_part
 
 IDENTITY = {"id": "a", "revision": "r", "vocab_size": 64, "architecture": "LlamaForCausalLM", "config_hash": "c"}
 PAIR = {"target": IDENTITY, "draft": IDENTITY}
@@ -59,12 +59,12 @@ def test_sequences_of_several_folders_are_numbered_anew(tmp_path):
 def test_a_part_counts_as_complete_only_with_its_sequences(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "sequences" / "part-00000.parquet").unlink()
-    assert traces.completed_parts(tmp_path) == [1]
-    assert traces.part_counts(tmp_path, 1) == Counts(num_sequences=2, num_rows=2, num_tokens=2, num_accepted=1)
+    assert store.completed_parts(tmp_path) == [1]
+    assert store.part_counts(tmp_path, 1) == Counts(num_sequences=2, num_rows=2, num_tokens=2, num_accepted=1)
 
 
 def test_a_part_without_any_sequence_is_read(tmp_path):
-    write_part(tmp_path, 0, traces.join_rows([]), [])
+    write_part(tmp_path, 0, store.join_rows([]), [])
     write_part(tmp_path, 1, rows((1, 3, 0)), [sequence(1)])
     write_manifest(tmp_path, {"pair": PAIR})
     assert len(open_traces([tmp_path])) == 1

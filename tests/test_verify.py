@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dsl_train.verify import acceptance, residual_probs, verify, verify_greedy
+from dsl_train.loop.verify import acceptance, residual_probs, verify, verify_greedy
 
 TARGET = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.0, 1.0, 0.0]])
 DRAFT = torch.tensor([[0.2, 0.6, 0.2], [0.3, 0.3, 0.4]])

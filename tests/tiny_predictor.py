@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dsl_train import schema
-from dsl_train.loading import Pair
-from dsl_train.predictor.export import export_onnx
-from dsl_train.predictor.network import SurvivalNetwork
+from dsl_train.base import schema
+from dsl_train.pair.loading import Pair
 from dsl_train.predictor.runtime import CONFIG, FORMAT_VERSION, ONNX
+from dsl_train.train.export import export_onnx
+from dsl_train.train.network import SurvivalNetwork
 
 
 def write_predictor(folder: Path, pair: Pair, max_lookahead: int = 8) -> Path:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dsl_train.schema import ROW_COLUMNS
-from dsl_train.traces import Traces, TraceSequence
+from dsl_train.base.schema import ROW_COLUMNS
+from dsl_train.traces.store import Traces, TraceSequence
 
 EOS = 1
 PROMPT = (7, 8, 9)

@@ -14,9 +14,9 @@ Letters: N decisions, S starts, M trace rows.
 
 import numpy as np
 
-from dsl_train.cost import Price
-from dsl_train.decisions import Decisions
-from dsl_train.replay import ReplayResult, draft_rows, replay_survival, solve_thresholds
+from dsl_train.base.cost import Price
+from dsl_train.replay.rounds import ReplayResult, draft_rows, replay_survival, solve_thresholds
+from dsl_train.traces.decisions import Decisions
 
 CEILINGS = ("ceiling", "clairvoyant")
 _BINS = 20

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsl_train.sampling import Sampling
+from dsl_train.base.sampling import Sampling
 
 AUTOREGRESSIVE, TRANSFORMERS, ASSISTED = "autoregressive", "transformers", "transformers-assisted"
 LIVE_ONLY = (AUTOREGRESSIVE, TRANSFORMERS, ASSISTED)

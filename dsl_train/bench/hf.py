@@ -14,11 +14,11 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import is_sklearn_available, logging
 
-from dsl_train.inputs import EncodedPrompt, PairPrompt, begin
-from dsl_train.loading import Pair, library_defaults
-from dsl_train.records import GenerationResult
-from dsl_train.runner import context_length
-from dsl_train.sampling import Sampling
+from dsl_train.base.records import GenerationResult
+from dsl_train.base.sampling import Sampling
+from dsl_train.pair.loading import Pair, library_defaults
+from dsl_train.pair.prompt import EncodedPrompt, PairPrompt, begin
+from dsl_train.runners.cached import context_length
 
 Generate = Callable[[PairPrompt, int], GenerationResult]
 """(prompt, seed) -> the finished generation."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.base.sampling import Sampling
+from dsl_train.runners.cached import CachedModel
 
 #: Fewest texts that a cell must expect. Cochran's rule asks for 5; at 10 the approximation still holds far out in the
 #: tail, where a run of many tests decides (nominal 1e-3 is 1.4e-3 in simulation, nominal 1e-4 is 1.5e-4 to 2e-4).

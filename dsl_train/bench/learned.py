@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from dsl_train import replay
-from dsl_train.cost import StopRule
-from dsl_train.decisions import Decisions
+from dsl_train.base.cost import StopRule
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.replay import ReplayResult
+from dsl_train.replay import rounds as replay
+from dsl_train.replay.rounds import ReplayResult
+from dsl_train.traces.decisions import Decisions
 
 
 def replay_learned(decisions: Decisions, predictor: Predictor, survival: np.ndarray, rule: StopRule) -> ReplayResult:

@@ -13,16 +13,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from dsl_train import statistics
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import AcceptanceStats, GenerationResult
+from dsl_train.bench import statistics
 from dsl_train.bench.config import ASSISTED, AUTOREGRESSIVE, TRANSFORMERS, BenchConfig
 from dsl_train.bench.hf import Generate, assisted_note, hf_generate
 from dsl_train.bench.setup import Setup
-from dsl_train.cost import CostProfile
-from dsl_train.engine import SpeculativeEngine, autoregressive
-from dsl_train.inputs import PairPrompt, begin, runner_of
-from dsl_train.records import AcceptanceStats, GenerationResult
-from dsl_train.runner import CachedModel
-from dsl_train.statistics import Interval, Rates
+from dsl_train.bench.statistics import Interval, Rates
+from dsl_train.loop.engine import SpeculativeEngine, autoregressive
+from dsl_train.pair.prompt import PairPrompt, begin, runner_of
+from dsl_train.runners.cached import CachedModel
 
 Results = dict[str, list[list[GenerationResult]]]
 """Policy -> [N][R] finished generations."""

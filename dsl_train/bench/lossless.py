@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel
 
+from dsl_train.base.sampling import Sampling
 from dsl_train.bench.config import AUTOREGRESSIVE, TRANSFORMERS, BenchConfig, all_contenders
 from dsl_train.bench.hf import Generate
 from dsl_train.bench.law import Fit, Law, exact_law, fit
 from dsl_train.bench.live import Mismatch, contender, first_difference
 from dsl_train.bench.setup import Setup
-from dsl_train.inputs import EncodedPrompt, PairPrompt, begin, runner_of
-from dsl_train.kv_cache import keeps_every_token
+from dsl_train.pair.prompt import EncodedPrompt, PairPrompt, begin, runner_of
 from dsl_train.predictor.runtime import shipped_with
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.kv_cache import keeps_every_token
 
 Item = TypeVar("Item")
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dsl_train.base.cost import CostProfile, Price, rule_at
+from dsl_train.base.schema import FEATURE_NAMES
 from dsl_train.bench.learned import replay_learned
-from dsl_train.cost import CostProfile, Price, rule_at
-from dsl_train.decisions import Decisions
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.replay import ReplayResult, draft_rows, replay_answers, replay_lookahead, replay_static
-from dsl_train.schema import FEATURE_NAMES
+from dsl_train.replay.rounds import ReplayResult, draft_rows, replay_answers, replay_lookahead, replay_static
+from dsl_train.traces.decisions import Decisions
 
 PROBS = (0.0, *(i / 20 for i in range(1, 20)))
 CAPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)

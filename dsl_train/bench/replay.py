@@ -14,21 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from dsl_train import decisions, replay, statistics
+from dsl_train.api.serving import load_predictor
+from dsl_train.base.cost import CostProfile, Price, StopRule, c_of, price_for, rule_at
+from dsl_train.bench import statistics
 from dsl_train.bench.ceiling import CEILINGS, replay_ceiling
 from dsl_train.bench.config import LIVE_ONLY, BenchConfig, is_learned
 from dsl_train.bench.learned import replay_learned
 from dsl_train.bench.setup import open_pair, open_predictor
+from dsl_train.bench.statistics import Interval, Rates
 from dsl_train.bench.tuned import SUFFIX, TunedRule, replay_spec, replay_tuned
-from dsl_train.cost import CostProfile, Price, StopRule, c_of, price_for, rule_at
-from dsl_train.decisions import Decisions
-from dsl_train.policies.factory import make_policy, needs_of
+from dsl_train.costs.profile import cached_profile
+from dsl_train.policies.registry import make_policy, needs_of
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.profile import cached_profile
-from dsl_train.replay import ReplayResult
-from dsl_train.serving import load_predictor
-from dsl_train.statistics import Interval, Rates
-from dsl_train.traces import open_traces
+from dsl_train.replay import rounds as replay
+from dsl_train.replay.rounds import ReplayResult
+from dsl_train.traces import decisions
+from dsl_train.traces.decisions import Decisions
+from dsl_train.traces.store import open_traces
 
 BOUNDS = {"oracle": replay.replay_oracle, "oracle+": replay.replay_oracle_plus}
 """What no policy can reach: they see the future."""

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 import torch
 
+from dsl_train.api.serving import find_predictor
+from dsl_train.base.cost import CostProfile, StopRule
+from dsl_train.base.policy import Policy
+from dsl_train.base.records import DslError
 from dsl_train.bench.config import BenchConfig, is_learned
 from dsl_train.collect.prompts import Prompt, read_prompts
-from dsl_train.compiled import warm_up
-from dsl_train.cost import CostProfile, StopRule
-from dsl_train.inputs import PairPrompt, begin
-from dsl_train.loading import Pair, load_pair
-from dsl_train.policies.base import Policy
-from dsl_train.policies.factory import make_policy
+from dsl_train.costs.profile import cached_profile
+from dsl_train.pair.loading import Pair, load_pair
+from dsl_train.pair.prompt import PairPrompt, begin
+from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor, shipped_with
-from dsl_train.profile import cached_profile
-from dsl_train.records import DslError
-from dsl_train.runner import context_length
-from dsl_train.serving import find_predictor
+from dsl_train.runners.cached import context_length
+from dsl_train.runners.compiled import warm_up
 
 #: What a run is verified on if it is given no prompts.
 OWN_PROMPTS = (

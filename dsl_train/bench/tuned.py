@@ -6,13 +6,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dsl_train import replay
-from dsl_train.cost import Price
-from dsl_train.decisions import Decisions
-from dsl_train.policies.factory import make_policy
-from dsl_train.records import DslError
-from dsl_train.replay import ReplayResult
-from dsl_train.tuning import tune_baselines
+from dsl_train.base.cost import Price
+from dsl_train.base.records import DslError
+from dsl_train.policies.registry import make_policy
+from dsl_train.replay import rounds as replay
+from dsl_train.replay.rounds import ReplayResult
+from dsl_train.replay.tuning import tune_baselines
+from dsl_train.traces.decisions import Decisions
 
 #: Name of a tuned rule's row, as `static:tuned`.
 SUFFIX = ":tuned"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")

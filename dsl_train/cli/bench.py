@@ -10,10 +10,10 @@ from dsl_train.bench.config import BenchConfig
 from dsl_train.cli.app import run
 
 if TYPE_CHECKING:
+    from dsl_train.base.cost import CostProfile
     from dsl_train.bench.live import LiveResult
     from dsl_train.bench.lossless import VerifyResult
     from dsl_train.bench.replay import ReplayTable
-    from dsl_train.cost import CostProfile
 
     Result = LiveResult | ReplayTable | CostProfile | VerifyResult
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dsl_train.cli.app import run
 
 if TYPE_CHECKING:
-    from dsl_train.api import Generation
+    from dsl_train.api.speculator import Generation
 
 
 @dataclass

@@ -6,13 +6,13 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from dsl_train.api import Generation, Speculator
+from dsl_train.api.speculator import Generation, Speculator
+from dsl_train.api.text_stream import TextStream
+from dsl_train.base.records import Round
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.audio import Audio
 from dsl_train.collect.prompts import Prompt, read_prompts
-from dsl_train.loading import load_pair
-from dsl_train.records import Round
-from dsl_train.sampling import Sampling
-from dsl_train.text_stream import TextStream
+from dsl_train.pair.loading import load_pair
 
 if TYPE_CHECKING:
     from dsl_train.cli.generate import GenerateConfig

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dsl_train.cli.app import run
-from dsl_train.predictor.config import TrainConfig
+from dsl_train.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from dsl_train.predictor.fit import TrainResult
+    from dsl_train.train.fit import TrainResult
 
 REPORT = "report"
 
@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(config: TrainConfig) -> "TrainResult":
     from dsl_train.evidence.inputs import from_training
-    from dsl_train.predictor.fit import fit
-    from dsl_train.predictor.measure import REPORTED_C
     from dsl_train.report.page import build_report
+    from dsl_train.train.fit import fit
+    from dsl_train.train.measure import REPORTED_C
 
     result = fit(config)
     build_report(config.output / REPORT, from_training(config), REPORTED_C, config.seed)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
 
 AUDIO_COLUMNS = ("audio", "input_features")
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.prompts import (
     CHAT_COLUMNS,
     TEXT_COLUMNS,
@@ -29,8 +31,6 @@ from dsl_train.collect.prompts import (
 )
 from dsl_train.collect.sources import Record
 from dsl_train.collect.transforms import NESTED, refuse_transforms, settings_of, stated_sampling
-from dsl_train.records import DslError
-from dsl_train.sampling import Sampling
 
 _TOKEN_COLUMNS = ("response_token_ids", "output_token_ids", "token_ids")
 _TEXT_COLUMNS = ("response", "completion", "output", "generated_text")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dsl_train.sampling import Sampling
+from dsl_train.base.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ min(target, draft)(t); divide by target(t).) Greedy is the one-hot case. Letters
 
 import torch
 
+from dsl_train.base.sampling import Sampling, most_likely
 from dsl_train.collect.text import Labels
-from dsl_train.sampling import Sampling, most_likely
-from dsl_train.verify import acceptance, residual_probs
+from dsl_train.loop.verify import acceptance, residual_probs
 
 
 def couple(

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from dsl_train import traces
+from dsl_train.base.records import DslError
 from dsl_train.collect import folder as folders
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.plan import make_plan
 from dsl_train.collect.worker import FinishedPart, Worker
-from dsl_train.records import DslError
+from dsl_train.traces import store
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def estimate(config: CollectConfig) -> Estimate:
     """
     plan = make_plan(config)
     folders.check(plan.folder, plan.describe())
-    done = traces.completed_parts(plan.folder)
+    done = store.completed_parts(plan.folder)
     tasks = plan.inputs.tasks
     left = [task for part, tasks_of_part in plan.parts.items() if part not in done for task in tasks_of_part]
     worker = Worker(plan.config)
@@ -89,7 +89,7 @@ def estimate(config: CollectConfig) -> Estimate:
 
 def _size(batch: FinishedPart) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        traces.write_part(Path(folder), batch.part, batch.rows, batch.sequences)
+        store.write_part(Path(folder), batch.part, batch.rows, batch.sequences)
         return sum(file.stat().st_size for file in Path(folder).glob("*/*"))
 
 

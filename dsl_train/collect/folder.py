@@ -16,11 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsl_train import provenance, traces
+from dsl_train.base import files
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
 from dsl_train.collect.tasks import Rejected
-from dsl_train.cost import CostProfile
-from dsl_train.records import DslError
-from dsl_train.traces import Counts
+from dsl_train.traces import store
+from dsl_train.traces.store import Counts
 
 ON_READING = "reading"
 _COST = "cost.json"
@@ -57,15 +58,15 @@ def locked(folder: Path) -> Iterator[None]:
 def begin(folder: Path, collection: dict[str, Any]) -> None:
     """Write `collection.json`, or check that the folder holds the same collection (`check`)."""
     check(folder, collection)
-    if not (folder / traces.COLLECTION).is_file():
-        provenance.write_json(folder / traces.COLLECTION, collection)
+    if not (folder / store.COLLECTION).is_file():
+        files.write_json(folder / store.COLLECTION, collection)
 
 
 def check(folder: Path, collection: dict[str, Any]) -> None:
     """Raises DslError naming the first difference and both values, if the folder holds another collection."""
-    path = folder / traces.COLLECTION
+    path = folder / store.COLLECTION
     if not path.is_file():
-        if traces.completed_parts(folder):
+        if store.completed_parts(folder):
             raise DslError(f"{folder} has parts but no {path.name}; choose another folder with --output")
         return
     try:
@@ -84,9 +85,9 @@ def check(folder: Path, collection: dict[str, Any]) -> None:
 def sound_parts(folder: Path) -> dict[int, Counts]:
     """Part number -> what is in it, of those complete. A damaged one costs a warning: it is collected again."""
     counts = {}
-    for part in traces.completed_parts(folder):
+    for part in store.completed_parts(folder):
         try:
-            counts[part] = traces.part_counts(folder, part)
+            counts[part] = store.part_counts(folder, part)
         except DslError as error:
             _log.warning("part %d will be collected again: %s", part, error)
     return counts
@@ -102,7 +103,7 @@ def write_rejects(folder: Path, name: str, rejected: Sequence[Rejected]) -> None
     path = folder / "rejects" / f"{name}.jsonl"
     if rejected:
         lines = (json.dumps(asdict(reject), ensure_ascii=False) for reject in rejected)
-        provenance.write_text(path, "\n".join(lines) + "\n")
+        files.write_text(path, "\n".join(lines) + "\n")
     else:
         path.unlink(missing_ok=True)
 
@@ -122,7 +123,7 @@ def count_by_reason(rejected: Sequence[Rejected]) -> dict[str, int]:
 def write_cost(folder: Path, cost: CostProfile) -> None:
     """Once: whatever is measured later does not replace it."""
     if not (folder / _COST).is_file():
-        provenance.write_json(folder / _COST, cost.to_dict())
+        files.write_json(folder / _COST, cost.to_dict())
 
 
 def read_cost(folder: Path) -> dict[str, Any] | None:

@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import choose, couple
 from dsl_train.collect.reading import Batch, Chunk, Text
 from dsl_train.collect.responses import is_possible, refusal
 from dsl_train.collect.tails import BLOCK_BYTES, TailReader
 from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Labels, Reject, Request, text_rows
-from dsl_train.loading import Pair
-from dsl_train.padded import check_padded
-from dsl_train.records import DslError
-from dsl_train.runner import context_length
-from dsl_train.sampling import Sampling
-from dsl_train.traces import Rows, join_rows
+from dsl_train.pair.loading import Pair
+from dsl_train.runners.cached import context_length
+from dsl_train.runners.padded import check_padded
+from dsl_train.traces.store import Rows, join_rows
 
 _CHUNK_BYTES = 1 << 27
 #: More positions at a time would have texts that ended, and texts with few rejected tokens, wait longer for the others.

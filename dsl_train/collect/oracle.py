@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import draw
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Labels, Reject, Request, tail_rows, text_rows
-from dsl_train.inputs import begin, runner_of
-from dsl_train.loading import Pair
-from dsl_train.records import DslError
-from dsl_train.sampling import draw
-from dsl_train.traces import Rows, join_rows
-from dsl_train.verify import acceptance, residual_probs
+from dsl_train.loop.verify import acceptance, residual_probs
+from dsl_train.pair.loading import Pair
+from dsl_train.pair.prompt import begin, runner_of
+from dsl_train.traces.store import Rows, join_rows
 
 
 @dataclass

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from dsl_train import schema
+from dsl_train.base import schema
+from dsl_train.base.records import DslError
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.split import Shard, local_device, shard_of
 from dsl_train.collect.tasks import Inputs, Task, read_inputs
-from dsl_train.loading import (
+from dsl_train.pair.identity import ModelIdentity
+from dsl_train.pair.loading import (
     DTYPES,
     identify,
     kind_named,
@@ -22,8 +24,6 @@ from dsl_train.loading import (
     resolve_dtype,
     share_tokenizer,
 )
-from dsl_train.model_identity import ModelIdentity
-from dsl_train.records import DslError
 
 
 @dataclass(frozen=True)

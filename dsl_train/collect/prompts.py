@@ -15,11 +15,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dsl_train.base.records import DslError
 from dsl_train.collect.audio import AUDIO_COLUMNS, Audio, audio_of
 from dsl_train.collect.sources import Record, read_records
-from dsl_train.inputs import PairPrompt, encode_audio, encode_tokens
-from dsl_train.loading import Kind, Pair
-from dsl_train.records import DslError
+from dsl_train.pair.loading import Kind, Pair
+from dsl_train.pair.prompt import PairPrompt, encode_audio, encode_tokens
 
 TEXT_COLUMNS = ("prompt", "text", "question", "instruction")
 CHAT_COLUMNS = ("messages", "conversations", "turns")

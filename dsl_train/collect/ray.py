@@ -13,9 +13,9 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from dsl_train.base.records import DslError
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.worker import FinishedPart, Parts, Worker
-from dsl_train.records import DslError
 
 #: How often a part may lose its actor, which is started again each time.
 _RETRIES = 3

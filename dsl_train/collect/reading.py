@@ -11,13 +11,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.coupling import choose
 from dsl_train.collect.text import Request
-from dsl_train.encoded_texts import EncodedTexts
-from dsl_train.loading import Pair
-from dsl_train.packed import PackedModel, read_together
-from dsl_train.padded import PaddedModel
-from dsl_train.sampling import Sampling
+from dsl_train.pair.loading import Pair
+from dsl_train.runners.encoded_batch import EncodedTexts
+from dsl_train.runners.packed import PackedModel, read_together
+from dsl_train.runners.padded import PaddedModel
 
 Reader = PaddedModel | PackedModel | EncodedTexts
 """A model with the caches of a batch."""

@@ -5,7 +5,7 @@ Letters: N positions, V vocabulary.
 
 import torch
 
-from dsl_train.sampling import Sampling
+from dsl_train.base.sampling import Sampling
 
 #: Greedy choices whose logits are closer than this may go either way [logits]. Whoever served the target may have used
 #: a lower precision than we do: bfloat16 keeps 8 bits, so that logits between 16 and 32 come in steps of 1/8.

@@ -14,14 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dsl_train import provenance, traces
+from dsl_train.base import files
+from dsl_train.base.records import DslError
 from dsl_train.collect import folder as folders
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.plan import Plan, make_plan
 from dsl_train.collect.tasks import Rejected
 from dsl_train.collect.worker import FinishedPart, Parts, collect_here
-from dsl_train.records import DslError
-from dsl_train.traces import Counts
+from dsl_train.traces import store
+from dsl_train.traces.store import Counts
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _collect_parts(plan: Plan) -> Collection:
     found = folders.sound_parts(folder)
     left = {part: tasks for part, tasks in parts.items() if part not in found}
     if left:
-        (folder / traces.MANIFEST).unlink(missing_ok=True)
+        (folder / store.MANIFEST).unlink(missing_ok=True)
     folders.write_rejects(folder, folders.ON_READING, plan.inputs.rejected)
     arriving = _execute(plan.config, left)
     progress = _Progress(len(plan.inputs.tasks), sum(found.values(), Counts()))
@@ -80,8 +81,8 @@ def _collect_parts(plan: Plan) -> Collection:
         raise DslError(f"none of the {len(plan.inputs.tasks)} texts could be used; the first: {rejected[0].reason}")
     where = (folder, Path(plan.config.output))
     collection = Collection(*where, progress.counts, tuple(rejected), progress.seconds, progress.rows_per_second)
-    if not (folder / traces.MANIFEST).is_file():
-        traces.write_manifest(folder, {**plan.describe(), **_outcome(plan.config, collection)})
+    if not (folder / store.MANIFEST).is_file():
+        store.write_manifest(folder, {**plan.describe(), **_outcome(plan.config, collection)})
     return collection
 
 
@@ -100,7 +101,7 @@ def _write(folder: Path, finished: FinishedPart) -> None:
         folders.write_rejects(folder, folders.part_name(finished.part), finished.rejected)
         if finished.cost:
             folders.write_cost(folder, finished.cost)
-        traces.write_part(folder, finished.part, finished.rows, finished.sequences)
+        store.write_part(folder, finished.part, finished.rows, finished.sequences)
     except OSError as error:
         raise DslError(
             f"part {finished.part} could not be written to {folder} ({error}); the parts before it are safe: "
@@ -117,8 +118,8 @@ def _outcome(config: CollectConfig, collection: Collection) -> dict[str, Any]:
         "num_rejects": len(collection.rejected),
         "rejects_by_reason": folders.count_by_reason(collection.rejected),
         "last_run": {"seconds": collection.seconds, "rows_per_second": collection.rows_per_second},
-        "versions": provenance.software_versions(),
-        "argv": provenance.command_line(),
+        "versions": files.software_versions(),
+        "argv": files.command_line(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from dsl_train import traces
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
+from dsl_train.traces import store
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shard:
 
     def folder(self, output: Path) -> Path:
         """Its own trace folder; a collection that is not split is its output folder itself."""
-        return output if self.number == 1 else traces.shard_folder(output, self.index, self.number)
+        return output if self.number == 1 else store.shard_folder(output, self.index, self.number)
 
 
 def shard_of(num_shards: int | None, shard_index: int | None, environment: Mapping[str, str] = os.environ) -> Shard:

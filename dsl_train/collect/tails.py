@@ -15,11 +15,11 @@ from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import choose
 from dsl_train.collect.reading import Chunk, Reader
 from dsl_train.collect.text import tail_rows
-from dsl_train.encoded_texts import EncodedBranches
-from dsl_train.loading import Pair
-from dsl_train.packed import PackedBranches
-from dsl_train.padded import Branches, PaddedModel, shares_cache
-from dsl_train.traces import Rows
+from dsl_train.pair.loading import Pair
+from dsl_train.runners.encoded_batch import EncodedBranches
+from dsl_train.runners.packed import PackedBranches
+from dsl_train.runners.padded import Branches, PaddedModel, shares_cache
+from dsl_train.traces.store import Rows
 
 #: Logits that rows are computed from at a time, in float32.
 BLOCK_BYTES = 1 << 24

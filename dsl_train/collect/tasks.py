@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.brought import Response, ResponseReader, answers_of
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.prompts import Prompt, content_hash, no_prompts, prompt_of
 from dsl_train.collect.sources import read_records
 from dsl_train.collect.split import Shard
 from dsl_train.collect.text import Request
-from dsl_train.inputs import EncodedPrompt
-from dsl_train.loading import Kind, Pair
-from dsl_train.records import DslError
-from dsl_train.runner import context_length
-from dsl_train.sampling import Sampling
+from dsl_train.pair.loading import Kind, Pair
+from dsl_train.pair.prompt import EncodedPrompt
+from dsl_train.runners.cached import context_length
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dsl_train.features import draft_primitives, target_primitives
-from dsl_train.inputs import EncodedPrompt, PairPrompt
-from dsl_train.records import DslError
-from dsl_train.sampling import Sampling
-from dsl_train.schema import TOP
-from dsl_train.traces import Rows
-from dsl_train.verify import acceptance
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
+from dsl_train.base.schema import TOP
+from dsl_train.features.primitives import draft_primitives, target_primitives
+from dsl_train.loop.verify import acceptance
+from dsl_train.pair.prompt import EncodedPrompt, PairPrompt
+from dsl_train.traces.store import Rows
 
 #: What a model may raise over one text; that text is put aside and the others go on. Out of memory is a RuntimeError.
 MODEL_FAILURES = (DslError, RuntimeError, IndexError, ValueError, MemoryError)

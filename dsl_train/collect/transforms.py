@@ -6,8 +6,8 @@ Knows the parameter names of transformers, vLLM, SGLang, TGI and OpenAI; knows n
 import re
 from typing import Any
 
-from dsl_train.records import DslError
-from dsl_train.sampling import Sampling
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 
 #: Change the target's distribution in a way the draft's is not changed: what was accepted is then not what would be.
 #: Each with the value that does nothing, besides null, false, 0 and empty.

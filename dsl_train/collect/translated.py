@@ -14,13 +14,13 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.responses import is_possible, refusal
 from dsl_train.collect.text import Request
-from dsl_train.engine import autoregressive
-from dsl_train.loading import Pair
-from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
+from dsl_train.loop.engine import autoregressive
+from dsl_train.pair.loading import Pair
+from dsl_train.runners.cached import CachedModel
 
 _LOG = logging.getLogger(__name__)
 

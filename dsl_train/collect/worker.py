@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from dsl_train.base.cost import CostProfile
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.tasks import Rejected, Task
 from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Collector, Reject, Request
 from dsl_train.collect.translated import Translator
-from dsl_train.cost import CostProfile
-from dsl_train.loading import Pair, load_any_pair, load_pair, load_tokenizer, share_tokenizer
-from dsl_train.profile import cached_profile
-from dsl_train.traces import Counts, Rows, TraceSequence, join_rows
+from dsl_train.costs.profile import cached_profile
+from dsl_train.pair.loading import Pair, load_any_pair, load_pair, load_tokenizer, share_tokenizer
+from dsl_train.traces.store import Counts, Rows, TraceSequence, join_rows
 
 METHODS: dict[str, Callable[[Pair, CollectConfig], Collector]] = {
     "hindsight": HindsightCollector,

@@ -12,16 +12,16 @@ from typing import Literal
 
 import numpy as np
 
-from dsl_train import statistics
+from dsl_train.base.cost import Price, c_of
 from dsl_train.bench import learned as bench_learned
+from dsl_train.bench import statistics
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, price_of
+from dsl_train.bench.statistics import Interval
 from dsl_train.bench.tuned import replay_spec
-from dsl_train.cost import Price, c_of
 from dsl_train.evidence.material import Material
-from dsl_train.replay import ReplayResult
-from dsl_train.statistics import Interval
-from dsl_train.tuning import AS_PUBLISHED, Tuned, tune_baselines
+from dsl_train.replay.rounds import ReplayResult
+from dsl_train.replay.tuning import AS_PUBLISHED, Tuned, tune_baselines
 
 Setting = Literal["learned", "tuned", "published", "bound"]
 LEARNED, STATIC, ORACLE_PLUS, CEILING = "learned", "static", "oracle+", "ceiling"

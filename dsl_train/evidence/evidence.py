@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from dsl_train import replay
-from dsl_train.cost import CostProfile
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
 from dsl_train.evidence.contest import STATIC, Contest, contests, replay_learned
 from dsl_train.evidence.lookahead import (
     Acceptance,
@@ -22,8 +22,8 @@ from dsl_train.evidence.material import Material
 from dsl_train.evidence.quality import Reliability, Signal, reliability, signals
 from dsl_train.evidence.sample import TextSample, sample
 from dsl_train.evidence.thresholds import ThresholdCurve, threshold_curve
-from dsl_train.loading import load_tokenizer
-from dsl_train.records import DslError
+from dsl_train.pair.loading import load_tokenizer
+from dsl_train.replay import rounds as replay
 
 
 @dataclass(frozen=True)

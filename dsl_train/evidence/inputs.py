@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dsl_train import decisions
+from dsl_train.api.serving import find_predictor, load_predictor
+from dsl_train.base.cost import CostProfile
 from dsl_train.bench.tuned import check_apart
-from dsl_train.cost import CostProfile
-from dsl_train.decisions import Decisions
 from dsl_train.evidence.material import Material
-from dsl_train.predictor.config import TrainConfig
-from dsl_train.predictor.data import SPLITS, split_by_prompt
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.serving import find_predictor, load_predictor
-from dsl_train.traces import Traces, open_traces
+from dsl_train.traces import decisions
+from dsl_train.traces.decisions import Decisions
+from dsl_train.traces.store import Traces, open_traces
+from dsl_train.train.config import TrainConfig
+from dsl_train.train.data import SPLITS, split_by_prompt
 
 #: Training texts that rules are tuned on, one or two numbers each: more would only take longer.
 MAX_TUNING_TEXTS = 300

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsl_train import replay
-from dsl_train.cost import Price
-from dsl_train.decisions import Decisions
-from dsl_train.replay import ReplayResult
+from dsl_train.base.cost import Price
+from dsl_train.replay import rounds as replay
+from dsl_train.replay.rounds import ReplayResult
+from dsl_train.traces.decisions import Decisions
 
 _MIN_ROUNDS = 8  # of the text that is shown, if there is one with so many
 

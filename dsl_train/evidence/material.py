@@ -5,9 +5,9 @@ from functools import cached_property
 
 import numpy as np
 
-from dsl_train.cost import CostProfile, Price, StopRule, rule_at
-from dsl_train.decisions import Decisions
+from dsl_train.base.cost import CostProfile, Price, StopRule, rule_at
 from dsl_train.predictor.runtime import Predictor
+from dsl_train.traces.decisions import Decisions
 
 #: Price of a draft token [target steps] where none was measured.
 ASSUMED_C = 0.1

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsl_train.decisions import Decisions
-from dsl_train.predictor.metrics import calibration_error
-from dsl_train.schema import FEATURE_NAMES
+from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.traces.decisions import Decisions
+from dsl_train.train.metrics import calibration_error
 
 NUM_BINS = 10
 #: First and last position of each panel; None: to the end.

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dsl_train.evidence.material import Material
-from dsl_train.replay import ReplayResult, start_numbers
+from dsl_train.replay.rounds import ReplayResult, start_numbers
 
 Fate = Literal["accepted", "rejected", "corrected", "bonus"]
 PROMPT_TAIL = 40  # tokens of the prompt that are shown

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from dsl_train import replay, statistics
+from dsl_train.base.cost import StopRule
+from dsl_train.bench import statistics
 from dsl_train.bench.replay import by_prompt
-from dsl_train.cost import StopRule
+from dsl_train.bench.statistics import Interval
 from dsl_train.evidence.material import Material
-from dsl_train.statistics import Interval
+from dsl_train.replay import rounds as replay
 
 GRID = tuple(round(0.02 * step, 2) for step in range(50))
 

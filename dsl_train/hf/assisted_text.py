@@ -6,12 +6,12 @@ Letters: K drafted tokens of a round, V vocabulary.
 import torch
 from transformers import LogitsProcessor
 
-from dsl_train.drafter import Drafter
-from dsl_train.hf.processors import ProcessedModel
-from dsl_train.policies.base import Needs, Policy
-from dsl_train.records import DraftStep, Round
-from dsl_train.sampling import Sampling
-from dsl_train.verify import token_probs
+from dsl_train.base.policy import Needs, Policy
+from dsl_train.base.records import DraftStep, Round
+from dsl_train.base.sampling import Sampling
+from dsl_train.loop.drafter import Drafter
+from dsl_train.loop.verify import token_probs
+from dsl_train.runners.processed import ProcessedModel
 
 
 class AssistedText:

@@ -15,19 +15,19 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.candidate_generator import AssistedCandidateGeneratorDifferentTokenizers
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dsl_train.encoder_decoder import EncoderDecoderModel
+from dsl_train.api.serving import find_predictor
+from dsl_train.base.policy import Policy
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.hf.assisted_text import AssistedText
 from dsl_train.hf.frames import running
 from dsl_train.hf.policy import policy_across_tokenizers, policy_of
-from dsl_train.hf.processors import ProcessedModel, split_processors
 from dsl_train.hf.request import left_padding
 from dsl_train.hf.translated_text import TranslatedText
-from dsl_train.policies.base import Policy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
-from dsl_train.sampling import Sampling
-from dsl_train.serving import find_predictor
+from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.encoder_decoder import EncoderDecoderModel
+from dsl_train.runners.processed import ProcessedModel, split_processors
 
 _NO_LIMIT = 1 << 20  # draft tokens a round as far as transformers is concerned: the policy stops
 

@@ -15,18 +15,18 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
-from dsl_train.encoder_decoder import EncoderDecoderModel
-from dsl_train.engine import SpeculativeEngine
-from dsl_train.hf.embedded import EmbeddedPromptModel
+from dsl_train.base.policy import Policy
+from dsl_train.base.records import DslError
 from dsl_train.hf.frames import running
 from dsl_train.hf.policy import policy_of
-from dsl_train.hf.processors import ProcessedModel, split_processors
 from dsl_train.hf.request import read_request
 from dsl_train.hf.stopping import Stopped, TextWatch
-from dsl_train.policies.base import Policy
+from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import DslError
-from dsl_train.runner import CachedModel
+from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.embedded import EmbeddedPromptModel
+from dsl_train.runners.encoder_decoder import EncoderDecoderModel
+from dsl_train.runners.processed import ProcessedModel, split_processors
 
 
 def decode(

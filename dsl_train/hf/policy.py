@@ -5,14 +5,14 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
-from dsl_train.hf.families import check_kinds, check_pair_supported
-from dsl_train.loading import Pair
-from dsl_train.model_identity import ModelIdentity, describe_model
-from dsl_train.policies.base import Policy
-from dsl_train.policies.factory import make_policy
+from dsl_train.api.serving import choose_policy, find_predictor
+from dsl_train.base.policy import Policy
+from dsl_train.base.records import DslError
+from dsl_train.pair.identity import ModelIdentity, describe_model
+from dsl_train.pair.loading import Pair
+from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import DslError
-from dsl_train.serving import choose_policy, find_predictor
+from dsl_train.runners.supported import check_kinds, check_pair_supported
 
 #: Who a model is takes reading its weight files: asked once.
 _identities: WeakKeyDictionary[PreTrainedModel, ModelIdentity] = WeakKeyDictionary()

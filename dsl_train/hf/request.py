@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.generation import GenerationMode
 
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
 
 #: Arguments of the forward that `generate` sets by itself, or that are read here.
 _READ = {

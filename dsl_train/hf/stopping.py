@@ -6,7 +6,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from dsl_train.records import Round
+from dsl_train.base.records import Round
 
 
 class Stopped(Exception):  # noqa: N818  # no error: it ends the loop

@@ -6,8 +6,8 @@ what is drafted into the target's. Greedy only: a drafted token has agreed if th
 
 import torch
 
+from dsl_train.base.records import Round
 from dsl_train.hf.assisted_text import AssistedText
-from dsl_train.records import Round
 
 
 class TranslatedText(AssistedText):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dsl_train.policies.base import Needs, Policy
+from dsl_train.base.policy import Needs, Policy
+from dsl_train.base.records import DraftStep, Round
 from dsl_train.policies.signals import token_prob
-from dsl_train.records import DraftStep, Round
 
 
 class ConfidenceRocPolicy(Policy):

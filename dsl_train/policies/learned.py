@@ -2,14 +2,14 @@
 
 import math
 
-from dsl_train.cost import StopRule
-from dsl_train.guess import AskingPlan, GuessTable, nearest
+from dsl_train.base.cost import StopRule
+from dsl_train.base.guess import AskingPlan, GuessTable, nearest
+from dsl_train.base.policy import Needs
+from dsl_train.base.records import DraftStep, Round
+from dsl_train.base.schema import FEATURE_NAMES
 from dsl_train.policies.alertness import Alertness
-from dsl_train.policies.base import Needs
 from dsl_train.policies.online import OnlineShift
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.records import DraftStep, Round
-from dsl_train.schema import FEATURE_NAMES
 
 _TEMPERATURE = FEATURE_NAMES.index("temperature")
 #: Rounds that the share of accepted first drafts is averaged over, and those that its beginning counts as.

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dsl_train.cost import StopRule
+from dsl_train.base.cost import StopRule
 
 
 class OnlineShift:

@@ -2,8 +2,8 @@
 
 import random
 
-from dsl_train.policies.base import Needs, Policy
-from dsl_train.records import DraftStep, Round
+from dsl_train.base.policy import Needs, Policy
+from dsl_train.base.records import DraftStep, Round
 
 #: Cap of the rules that are defined without one.
 UNBOUNDED = 1000

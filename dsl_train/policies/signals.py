@@ -6,8 +6,8 @@ All of them draft a first token without asking, as they are defined.
 import math
 from collections.abc import Sequence
 
-from dsl_train.policies.base import Needs, Policy
-from dsl_train.records import DraftPrimitives, DraftStep
+from dsl_train.base.policy import Needs, Policy
+from dsl_train.base.records import DraftPrimitives, DraftStep
 
 #: Logits of probabilities are clipped to what this distance from 0 and 1 gives.
 EPSILON = 1e-6

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from dsl_train import cost, schema
-from dsl_train.guess import GuessTable
+from dsl_train.base import cost, schema
+from dsl_train.base.guess import GuessTable
+from dsl_train.base.records import DslError
 from dsl_train.predictor.light import LightNetwork, initializers
-from dsl_train.records import DslError
 
 ONNX, CONFIG, CARD = "predictor.onnx", "config.json", "README.md"
 #: Subfolder of a draft model's folder in which its predictor is shipped. Never the root: other engines look there.

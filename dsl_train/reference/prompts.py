@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsl_train.provenance import write_text
+from dsl_train.base.files import write_text
 from dsl_train.reference.corpus import HELD_OUT_TEST, HELD_OUT_TRAIN, held_out_files
 
 _DEFINITION = re.compile(r"^ {0,4}(?:def|class|async def) ", re.MULTILINE)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from dsl_train.provenance import write_text
+from dsl_train.base.files import write_text
 from dsl_train.reference.corpus import HELD_OUT_TEST, HELD_OUT_TRAIN, held_out_files, standard_library
 
 _PARAGRAPH = re.compile(r"(?:\A|(?<=\n\n))(?=[A-Z])")

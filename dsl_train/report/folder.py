@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsl_train import provenance
+from dsl_train.base import files
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
 from dsl_train.bench.live import LiveResult
 from dsl_train.bench.lossless import VerifyResult
 from dsl_train.bench.replay import ReplayTable
-from dsl_train.cost import CostProfile
-from dsl_train.records import DslError
 from dsl_train.report import plots
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -29,7 +29,7 @@ def begin(folder: Path, config: dict[str, Any]) -> None:
                 "choose another folder with --output"
             )
     try:
-        provenance.write_json(path, config)
+        files.write_json(path, config)
     except OSError as error:
         raise DslError(f"output folder {folder} cannot be written ({error}); choose another with --output") from error
 
@@ -40,8 +40,8 @@ def finish(folder: Path, result: LiveResult | ReplayTable | CostProfile | Verify
         plots.save_live(result, folder)
     elif isinstance(result, ReplayTable):
         plots.save_replay(result, folder)
-    origin = {"versions": provenance.software_versions(), "command": provenance.command_line()}
-    provenance.write_json(folder / RESULT, {**result.to_dict(), **origin})
+    origin = {"versions": files.software_versions(), "command": files.command_line()}
+    files.write_json(folder / RESULT, {**result.to_dict(), **origin})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
 from dsl_train.bench.config import BenchConfig
 from dsl_train.bench.live import LiveResult
 from dsl_train.bench.replay import measured_price
-from dsl_train.cost import CostProfile
 from dsl_train.evidence.inputs import from_folders
-from dsl_train.records import DslError
 from dsl_train.report.page import build_report
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from dsl_train import provenance
+from dsl_train.base import files
 from dsl_train.bench.live import LiveResult
 from dsl_train.bench.recommend import Recommendation, recommend
 from dsl_train.evidence.evidence import Evidence, gather
@@ -42,7 +42,7 @@ def write_report(
         drawn["live"] = live_figure
     for name, figure in drawn.items():
         style.save_png(figure, folder / f"{name}.png")
-    provenance.write_json(folder / NUMBERS, numbers(evidence, advice, live))
+    files.write_json(folder / NUMBERS, numbers(evidence, advice, live))
     page = (
         _environment()
         .get_template("page.html")
@@ -57,10 +57,10 @@ def write_report(
             runner_up=sections.runner_up(evidence),
             origin=sections.origin(evidence),
             tuning=sections.tuning(evidence),
-            versions=provenance.software_versions(),
+            versions=files.software_versions(),
         )
     )
-    provenance.write_text(folder / PAGE, page)
+    files.write_text(folder / PAGE, page)
     return folder / PAGE
 
 
@@ -70,8 +70,8 @@ def numbers(evidence: Evidence, advice: Sequence[Recommendation], live: LiveResu
         **evidence.to_dict(),
         "recommendations": [asdict(one) for one in advice],
         "live": live.to_dict() if live else None,
-        "versions": provenance.software_versions(),
-        "command": provenance.command_line(),
+        "versions": files.software_versions(),
+        "command": files.command_line(),
     }
 
 

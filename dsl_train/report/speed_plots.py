@@ -5,12 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsl_train.cost import CostProfile
+from dsl_train.base.cost import CostProfile
+from dsl_train.bench.statistics import Interval
 from dsl_train.evidence.contest import LEARNED, STATIC, Contender
 from dsl_train.evidence.evidence import Evidence
 from dsl_train.report import style
 from dsl_train.report.style import RC, errors, new_figure, write_beside
-from dsl_train.statistics import Interval
 
 _WHISKER = {"elinewidth": 1, "ecolor": style.INK, "capsize": 2}
 _FILL = {"learned": style.LEARNED, "tuned": style.RULE, "published": style.PUBLISHED, "bound": style.BOUND}

@@ -13,8 +13,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsl_train import provenance
-from dsl_train.statistics import Interval
+from dsl_train.base import files
+from dsl_train.bench.statistics import Interval
 
 LEARNED, STATIC, RULE, PUBLISHED, BOUND = "#d55e00", "#0072b2", "#56b4e9", "#a9c6d8", "#8a8a8a"
 INK, GRID = "#1b1f23", "#dfe3e6"
@@ -66,7 +66,7 @@ def write_beside(axes: Axes, x: float, y: float, text: str, bold: bool = False) 
 def save_png(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=180)
-    provenance.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
 
 
 def to_svg(figure: Figure, name: str) -> str:

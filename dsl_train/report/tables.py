@@ -5,13 +5,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dsl_train.base.cost import CostProfile
 from dsl_train.bench.config import AUTOREGRESSIVE, is_learned
 from dsl_train.bench.live import LiveResult, PolicyResult
 from dsl_train.bench.lossless import VerifyResult
 from dsl_train.bench.replay import ReplayTable
-from dsl_train.cost import CostProfile
+from dsl_train.bench.statistics import Interval
 from dsl_train.report.verdict import verdict
-from dsl_train.statistics import Interval
 
 _MAX_MISMATCHES = 10
 _WIDTH = 120  # columns where the output is no terminal

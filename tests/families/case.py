@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from dsl_train.encoder_decoder import EncoderDecoderModel
-from dsl_train.runner import CachedModel
+from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.encoder_decoder import EncoderDecoderModel
 from families.zoo import END, VOCAB_SIZE, WINDOW, Family, make_pair
 
 EOS = (END,)

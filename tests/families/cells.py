@@ -13,18 +13,16 @@ import numpy as np
 import torch
 
 from dsl_train import attach
-from dsl_train.batch_engine import BatchEngine
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
-from dsl_train.engine import SpeculativeEngine
 from dsl_train.hf import decode
-from dsl_train.hf.families import check_pair_supported
-from dsl_train.loading import Pair
-from dsl_train.model_identity import describe_model
-from dsl_train.policies.batch import EachItsOwn
-from dsl_train.sampling import Sampling
+from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.pair.identity import describe_model
+from dsl_train.pair.loading import Pair
+from dsl_train.runners.supported import check_pair_supported
 from families.case import EOS, Case, Recorded, cases
 from families.zoo import Family, make_pair
 
@@ -107,22 +105,12 @@ def custom_generate(family: Family) -> None:
         assert ours == case.generate(NEW_TOKENS, **options)
 
 
-def batch(family: Family) -> None:
-    """Texts of different lengths generated together against each alone."""
-    found = _supported(family)
-    engine = BatchEngine(found[0].target, found[0].draft, EachItsOwn(Hostile), eos_token_ids=EOS)
-    results = engine.generate([case.prompt for case in found], NEW_TOKENS)
-    for case, result in zip(found, results, strict=True):
-        assert [*case.prompt, *result.token_ids] == case.generate(NEW_TOKENS)
-
-
 COLUMNS: dict[str, Callable[[Family], None]] = {
     "greedy": greedy,
     "sampled": sampled,
     "collect": collect,
     "attach": attached,
     "custom_generate": custom_generate,
-    "batch": batch,
 }
 
 

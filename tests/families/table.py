@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dsl_train.records import DslError
+from dsl_train.base.records import DslError
 from families.cells import COLUMNS
 from families.zoo import ALL, Family
 

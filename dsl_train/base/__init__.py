@@ -1,0 +1,1 @@
+"""Names, frozen values, prices and files that every other folder may use."""

@@ -1,0 +1,32 @@
+"""The one question a policy answers."""
+
+from typing import Literal, Protocol
+
+from dsl_train.base.records import DraftStep, Round
+
+Needs = Literal["position", "confidence", "primitives", "features"]
+"""The position alone, also the two largest log-probabilities and the token's, also entropy and TOP of them; or
+features."""
+WITHOUT_ENTROPY = ("confidence", "features")
+
+
+class Policy(Protocol):
+    """Decides after every drafted token, and once before the first, whether to draft another.
+
+    A policy may read anything in the step, but it cannot remove a token: what is drafted is verified. It owns the
+    memory it adapts with; `reset` is called before each text.
+    """
+
+    name: str
+    needs: Needs
+    """What the engine must compute for it: the cheaper the better."""
+    max_lookahead: int
+    """The engine stops asking once this many tokens are drafted."""
+
+    def wants_another(self, step: DraftStep) -> bool: ...
+
+    def observe(self, finished: Round) -> None:
+        """Called once per round, after commit."""
+
+    def reset(self) -> None:
+        """Forget whatever belongs to one text; keep what a baseline is defined to keep across texts."""

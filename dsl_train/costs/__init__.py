@@ -1,0 +1,1 @@
+"""What a draft step and a verification cost on this machine."""

@@ -1,0 +1,1 @@
+"""From logits to primitives, from primitives to the feature vector."""

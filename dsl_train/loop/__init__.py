@@ -1,0 +1,1 @@
+"""Draft, verify, commit: the four files to read."""

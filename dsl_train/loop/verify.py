@@ -1,0 +1,78 @@
+"""Accept or reject a drafted block and add the target's own token. Pure.
+
+Letters: K drafted tokens, V vocabulary. Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, theorem 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dsl_train.base.sampling import draw, on_host
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    num_accepted: int
+    token_id: int
+    """The corrected token at the first rejection, or the bonus token after a block accepted whole."""
+
+
+def verify(
+    target_probs: torch.Tensor,  # [K + 1, V] float32
+    draft_probs: torch.Tensor,  # [K, V] float32
+    drafted: Sequence[int],  # [K]
+    generator: torch.Generator,
+) -> Verdict:
+    """Accept token i with probability min(1, target/draft); on rejection draw from norm(max(target - draft, 0))."""
+    if drafted:
+        coins = torch.rand(len(drafted), generator=generator, device=target_probs.device)  # [K], range [0, 1)
+        for i, is_accepted in enumerate(_accepted(coins, target_probs, draft_probs, drafted)):
+            if not is_accepted:
+                residual = residual_probs(target_probs[i], draft_probs[i])
+                return Verdict(i, int(draw(residual[None], generator)))
+    return Verdict(len(drafted), int(draw(target_probs[-1:], generator)))
+
+
+def _accepted(
+    coins: torch.Tensor, target_probs: torch.Tensor, draft_probs: torch.Tensor, drafted: Sequence[int]
+) -> list[bool]:
+    if not coins.is_cpu:
+        flags: list[bool] = (coins < acceptance(target_probs, draft_probs, drafted)).tolist()
+        return flags
+    probs = zip(token_probs(target_probs, drafted), token_probs(draft_probs, drafted), strict=True)
+    return [coin < target / draft for coin, (target, draft) in zip(coins.tolist(), probs, strict=True)]
+
+
+def verify_greedy(choices: Sequence[int], drafted: Sequence[int]) -> Verdict:
+    """The same rule for one-hot distributions; `choices` [K + 1] are the target's most likely tokens."""
+    for i, token_id in enumerate(drafted):
+        if choices[i] != token_id:
+            return Verdict(i, choices[i])
+    return Verdict(len(drafted), choices[len(drafted)])
+
+
+def acceptance(target_probs: torch.Tensor, draft_probs: torch.Tensor, drafted: Sequence[int]) -> torch.Tensor:
+    """min(1, target/draft) of each drafted token, [K]; a token was drawn, so its draft probability is positive."""
+    return _gathered(target_probs, drafted).div(_gathered(draft_probs, drafted)).clamp(max=1.0)
+
+
+def token_probs(probs: torch.Tensor, token_ids: Sequence[int]) -> list[float]:  # [>= K, V] -> [K]
+    """On the CPU one by one: behind a forward each of torch's kernels costs more than the lookups."""
+    if probs.is_cpu:
+        rows = on_host(probs)
+        return [rows.item(row, token_id) for row, token_id in enumerate(token_ids)]
+    values: list[float] = _gathered(probs, token_ids).tolist()
+    return values
+
+
+def _gathered(probs: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:  # [>= K, V] -> [K]
+    ids = torch.tensor(token_ids, device=probs.device)
+    return probs[: len(token_ids)].gather(-1, ids[:, None]).squeeze(-1)
+
+
+def residual_probs(probs: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """norm(max(probs - other, 0)), [..., V]; where both are equal up to rounding, `probs` itself."""
+    residual = (probs - other).clamp_min(0.0)
+    mass = residual.sum(-1, keepdim=True)
+    return torch.where(mass > 0, residual / mass, probs)

@@ -1,0 +1,1 @@
+"""A target and a draft that belong together, and what they continue."""

@@ -1,0 +1,71 @@
+"""Who a model is: what traces, predictors and cached costs record of each half of their pair."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from dsl_train.pair.hub import cached_revision
+
+_NOT_IDENTITY = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "quantization_config")
+_SAMPLE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model it is: what traces and predictors record of each half of their pair."""
+
+    id: str
+    """As it was named by the user: folder or Hub id."""
+    revision: str | None
+    """Commit on the Hub; of a folder, a hash of its weight files."""
+    architecture: str
+    vocab_size: int
+    config_hash: str
+    """16 hex digits over the configuration, names and precision left out."""
+    dtype: str
+    """`float32`, `bfloat16`, …; `4bit`, `8bit` if quantized on loading"""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def describe_model(model: PreTrainedModel, name: str, quantization: str | None = None) -> ModelIdentity:
+    """Who a loaded model is; `name` is the folder or Hub id it came from."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_IDENTITY}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return ModelIdentity(
+        id=name,
+        revision=_weights_hash(Path(name)) if Path(name).is_dir() else _hub_revision(model, name),
+        architecture=type(model).__name__,
+        vocab_size=model.config.get_text_config().vocab_size,
+        config_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
+        dtype=quantization or str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _hub_revision(model: PreTrainedModel, name: str) -> str | None:
+    """As transformers says, which newer releases do not: they leave it to the Hub's cache."""
+    told: str | None = getattr(model.config, "_commit_hash", None)
+    return told or cached_revision(name)
+
+
+def _weights_hash(folder: Path) -> str:
+    """16 hex digits over name, size and both ends of every weights file: quick, and tells checkpoints apart."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        for piece in _ends(file):
+            digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+def _ends(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        yield stream.read(_SAMPLE_BYTES)
+        stream.seek(max(0, file.stat().st_size - _SAMPLE_BYTES))
+        yield stream.read(_SAMPLE_BYTES)

@@ -1,0 +1,1 @@
+"""Policies over traces, thresholds, baselines at their best."""

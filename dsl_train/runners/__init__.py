@@ -1,0 +1,1 @@
+"""One text through one model, with its cache."""

@@ -1,0 +1,219 @@
+"""Decoders of Llama's shape, run straight from their weights: transformers' arithmetic without its Python.
+
+In a small model most of a forward is not arithmetic but the way there: modules, wrappers, masks, output objects, a
+cache per layer (docs/performance.md). This is the same network as one function over the same parameters. Matrices that
+read the same input become one: the model's own parameters are laid side by side in memory, so that nothing is kept
+twice and a change of the weights in place is seen. Models that are not exactly of this shape are left to transformers.
+Letters: N layers, T tokens fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers.activations import SiLUActivation
+
+from dsl_train.runners.kv_cache import keeps_every_token, reserve
+
+_FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+_PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
+_STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # angles that depend on the position alone
+
+
+class _Linear(NamedTuple):
+    weight: torch.Tensor  # [out, in]
+    bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, module: nn.Linear) -> "_Linear":
+        return cls(module.weight, module.bias)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+class _Layer(NamedTuple):
+    attention_norm: torch.Tensor
+    query: _Linear
+    key: _Linear
+    value: _Linear
+    query_norm: torch.Tensor | None  # [D]; Qwen3
+    key_norm: torch.Tensor | None
+    output: _Linear
+    mlp_norm: torch.Tensor
+    gate: _Linear
+    up: _Linear
+    down: _Linear
+
+
+class _Joined(NamedTuple):
+    """Matrices of a layer that read the same input, as one, over the same memory."""
+
+    query_key_value: _Linear
+    gate_up: _Linear
+
+
+class DirectDecoder:
+    """Feeds tokens of one text and keeps their keys and values; going back is feeding from an earlier position."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config, body = model.config, model.model
+        self.num_heads, self.num_groups = config.num_attention_heads, config.num_key_value_heads
+        self.head_size: int = body.layers[0].self_attn.head_dim
+        self.eps: float = config.rms_norm_eps
+        self.embedding, self.norm, self.head = body.embed_tokens.weight, body.norm.weight, _Linear.of(model.lm_head)
+        self._joined = [_join_layer(module) for module in body.layers]
+        self.layers = [_layer(module) for module in body.layers]
+        lean = self.embedding.device.type == "cpu" and self.embedding.dtype is torch.float32
+        self._lean_eps = torch.full((1,), self.eps) if lean else None
+        self._rope = body.rotary_emb
+        shape = (len(self.layers), 2, 1, self.num_groups, 0, self.head_size)
+        self._cache = self.embedding.new_empty(shape)  # [N, 2, 1, G, capacity, D]; keys and values
+        self._angles = self.embedding.new_empty((2, 0, 1, self.head_size))  # cosines and signed sines by position
+
+    def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
+        """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
+        end = start + len(token_ids)
+        self._reserve(start, end)
+        past = self._cache[..., :end, :].flatten(0, 1).unbind()  # 2N times [1, G, L, D]; keys, values, ...
+        fresh = self._cache[..., start:end, :].flatten(1, 3).unbind()  # N times [2G, T, D]
+        cosines, sines = self._angles[:, start:end].unbind()  # [T, 1, D] each
+        mask = _causal(start, end, self.embedding) if 0 < start < end - 1 else None
+        x = functional.embedding(token_ids, self.embedding)  # [T, hidden]
+        for i, (layer, joined) in enumerate(zip(self.layers, self._joined, strict=True)):
+            heads = self._heads(joined.query_key_value(self._normalise(x, layer.attention_norm)))  # [T, H + 2G, D]
+            queries, keys_values = heads[:, : self.num_heads], heads[:, self.num_heads :]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                queries.copy_(self._normalise(queries, layer.query_norm))
+                keys = keys_values[:, : self.num_groups]
+                keys.copy_(self._normalise(keys, layer.key_norm))
+            self._rotate(heads[:, : self.num_heads + self.num_groups], cosines, sines)
+            fresh[i].copy_(keys_values.transpose(0, 1))
+            x = layer.output(self._attend(queries, past[2 * i], past[2 * i + 1], mask)).add_(x)
+            gate, up = joined.gate_up(self._normalise(x, layer.mlp_norm)).chunk(2, -1)
+            x = layer.down(functional.silu(gate).mul_(up)).add_(x)
+        return self.head(self._normalise(x[-keep:], self.norm))
+
+    def truncate(self, num_removed: int) -> None:
+        """Nothing to do: what is fed next overwrites."""
+
+    def reset(self) -> None:
+        """Nothing to do either."""
+
+    def _attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:  # [T, H, D], [1, G, L, D] twice -> [T, H * D]
+        num_fed = len(queries)
+        if num_fed == 1:  # the heads of a group are so many queries on the same keys
+            grouped = queries.view(1, self.num_groups, -1, self.head_size)
+            return functional.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
+        attended = functional.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.num_groups < self.num_heads,
+        )  # [1, H, T, D]
+        return attended[0].transpose(0, 1).reshape(num_fed, -1)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:  # [T, heads * D] -> [T, heads, D]
+        return x.view(len(x), -1, self.head_size)
+
+    def _normalise(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if self._lean_eps is None:
+            return functional.rms_norm(x, weight.shape, weight, self.eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # rms_norm is six kernels on the CPU, this is four
+        return (x * weight).mul_(torch.addcmul(self._lean_eps, length, length, value=1 / x.shape[-1]).rsqrt_())
+
+    def _rotate(self, heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:  # [T, heads, D]
+        """Turn each pair (x[d], x[d + D/2]) by its angle, in place; the first half's sines carry the minus."""
+        other = heads.roll(self.head_size // 2, -1)
+        return heads.mul_(cosines).addcmul_(other, sines)
+
+    def _reserve(self, filled: int, needed: int) -> None:
+        if needed > self._angles.shape[1]:
+            self._cache = reserve(self._cache, filled, needed)
+            positions = torch.arange(self._cache.shape[-2], device=self._cache.device)[None]
+            cosines, sines = (table[0] for table in self._rope(self.embedding, positions))  # [capacity, D] each
+            sines[:, : self.head_size // 2].neg_()
+            self._angles = torch.stack([cosines, sines])[:, :, None]
+
+
+def fits(model: PreTrainedModel) -> bool:
+    """Whether :class:`DirectDecoder` computes what `model` does: one of the families, unaltered, on one device."""
+    if type(model) not in _FAMILIES or not keeps_every_token(model.config):
+        return False
+    config, family = model.config, type(model).__module__
+    modules, tensors = list(model.modules()), list(model.parameters())
+    return (
+        config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] in _STATIC_ROPES
+        and config._attn_implementation in ("sdpa", "eager")
+        and all(type(module) in _PLAIN_MODULES or type(module).__module__ == family for module in modules)
+        and not any(_altered(module) for module in modules)
+        and all(type(tensor.data) is torch.Tensor and tensor.is_floating_point() for tensor in tensors)
+        and len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1
+    )
+
+
+def _altered(module: nn.Module) -> bool:
+    """Somebody listens to its calls, or has put another function in their place."""
+    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+
+
+def _layer(module: Any) -> _Layer:  # the families share these names, no type does
+    attention, mlp = module.self_attn, module.mlp
+    query_norm, key_norm = (getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm"))
+    return _Layer(
+        attention_norm=module.input_layernorm.weight,
+        query=_Linear.of(attention.q_proj),
+        key=_Linear.of(attention.k_proj),
+        value=_Linear.of(attention.v_proj),
+        query_norm=query_norm,
+        key_norm=key_norm,
+        output=_Linear.of(attention.o_proj),
+        mlp_norm=module.post_attention_layernorm.weight,
+        gate=_Linear.of(mlp.gate_proj),
+        up=_Linear.of(mlp.up_proj),
+        down=_Linear.of(mlp.down_proj),
+    )
+
+
+def _join_layer(module: Any) -> _Joined:
+    attention, mlp = module.self_attn, module.mlp
+    return _Joined(_join(attention.q_proj, attention.k_proj, attention.v_proj), _join(mlp.gate_proj, mlp.up_proj))
+
+
+def _join(*modules: nn.Linear) -> _Linear:
+    """One map to all their outputs. Their parameters move into its memory, unless an earlier decoder has done that."""
+    weight = _side_by_side([module.weight for module in modules])
+    biases = [module.bias for module in modules if module.bias is not None]
+    return _Linear(weight, _side_by_side(biases) if biases else None)
+
+
+def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:  # [rows, ...] each -> [all rows, ...]
+    first, starts = parts[0], [0, *accumulate(part.numel() for part in parts)]
+    places = [(part.untyped_storage().data_ptr(), part.storage_offset() - first.storage_offset()) for part in parts]
+    if all(place == (places[0][0], start) for place, start in zip(places, starts, strict=False)):
+        return first.detach().as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    with torch.inference_mode(first.is_inference()):  # parameters stay trainable if they were
+        joined = torch.cat([part.detach() for part in parts])
+    for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
+        part.data = rows
+    return joined
+
+
+def _causal(start: int, end: int, like: torch.Tensor) -> torch.Tensor:
+    """[T, L]: 0 where the token at `start` + row may look, minus infinity after it."""
+    return torch.full((end - start, end), -torch.inf, dtype=like.dtype, device=like.device).triu_(start + 1)

@@ -1,0 +1,109 @@
+"""Which models can take part, and one sentence for each that cannot.
+
+Looks at a loaded model's class, configuration and the cache transformers would give it; runs nothing.
+"""
+
+import inspect
+
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionLayer
+
+from dsl_train.base.records import DslError
+
+#: Tokens by which sizes of one family pad one vocabulary differently, at most.
+_PADDING = 1024
+#: Encoders that can be loaded as causal models: they read in both directions unless configured otherwise.
+_TWO_WAY = {"is_decoder", "add_cross_attention"}
+
+
+def check_pair_supported(target: PreTrainedModel, draft: PreTrainedModel) -> None:
+    """Raises DslError unless both models can generate together: of one kind, and over one vocabulary as far as its
+    size tells."""
+    check_kinds(target, draft)
+    bins = [getattr(model.config, "num_mel_bins", None) for model in (target, draft)]
+    if bins[0] != bins[1]:
+        raise DslError(
+            f"target {target.name_or_path} and draft {draft.name_or_path} read different audio features: {bins[0]} and "
+            f"{bins[1]} mel bins; choose a draft of the same release"
+        )
+    sizes = [model.config.get_text_config().vocab_size for model in (target, draft)]
+    if abs(sizes[0] - sizes[1]) > _PADDING:
+        raise DslError(
+            f"target {target.name_or_path} and draft {draft.name_or_path} have different vocabularies: {sizes[0]} and "
+            f"{sizes[1]} tokens; choose a draft of the same family"
+        )
+
+
+def check_kinds(target: PreTrainedModel, draft: PreTrainedModel) -> None:
+    """The same for a pair whose tokenizers differ."""
+    check = check_encoder_decoder if target.config.is_encoder_decoder else check_supported
+    check(target, "target")
+    check(draft, "draft")
+
+
+def check_supported(model: PreTrainedModel, role: str) -> None:
+    """Raises DslError unless `model` can be the `role` (target, draft) of a decoder-only pair."""
+    obstacle = _head(model) or _direction(model) or _state(model) or _precision(model)
+    if obstacle:
+        raise _refusal(model, role, obstacle)
+
+
+def check_encoder_decoder(model: PreTrainedModel, role: str) -> None:
+    """The same for encoder-decoder pairs."""
+    if not model.config.is_encoder_decoder:
+        obstacle = "it has no encoder; pair it with a decoder-only model through dsl_train.generate"
+    else:
+        obstacle = _state(model) or _precision(model)
+    if obstacle:
+        raise _refusal(model, role, obstacle)
+
+
+def _refusal(model: PreTrainedModel, role: str, obstacle: str) -> DslError:
+    named = f" {model.name_or_path}" if model.name_or_path else ""
+    kind = f"{model.config.model_type} ({type(model).__name__})"
+    return DslError(f"{role}{named}: {kind} cannot be used for speculative decoding: {obstacle}")
+
+
+def _head(model: PreTrainedModel) -> str:
+    if not type(model).can_generate():
+        return "it has no language-modelling head; load it with AutoModelForCausalLM"
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder and this is the decoder-only way in; use dsl_train.runners.encoder_decoder"
+    return ""
+
+
+def _direction(model: PreTrainedModel) -> str:
+    config = model.config.get_text_config()
+    if all(hasattr(config, name) for name in _TWO_WAY) and not config.is_decoder:
+        return "it reads in both directions; load a causal model, or set is_decoder=True if it was trained as one"
+    return ""
+
+
+def _state(model: PreTrainedModel) -> str:
+    """Rollback must be exact: every layer keeps what each token left behind."""
+    advice = "choose a model whose layers all attend to a cache, or generate with the target alone"
+    if model._is_stateful:  # said by the modelling code itself
+        return f"its layers fold the text into a state that cannot go back before a rejected token; {advice}"
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    if not (takes_cache and model._supports_default_dynamic_cache()):  # type: ignore[operator]  # annotated as Tensor
+        return f"it keeps its past in a form of its own that cannot be rolled back; {advice}"
+    # A convolution's last inputs can be kept; whether a linear layer is nothing but one, only its name tells
+    config = model.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None) or []
+    stuck = {
+        type(layer).__name__
+        for i, layer in enumerate(DynamicCache(config=config).layers)
+        if not layer.is_croppable and not (type(layer) is LinearAttentionLayer and kinds[i : i + 1] == ["conv"])
+    }
+    if stuck:
+        return f"its {', '.join(sorted(stuck))} cannot be rolled back to before a rejected token; {advice}"
+    return ""
+
+
+def _precision(model: PreTrainedModel) -> str:
+    if model.generation_config is not None and model.generation_config.cache_implementation == "quantized":
+        return (
+            "its generation_config asks for a quantized cache, whose rounding depends on how many tokens a step reads; "
+            "set model.generation_config.cache_implementation = None"
+        )
+    return ""

@@ -1,0 +1,1 @@
+"""Trace folders, and every decision a policy could meet on them."""

@@ -1,0 +1,245 @@
+"""Every decision any policy could meet on the traced texts, with its features and its answer.
+
+Rounds may start at every index behind a response's first token, and every start has one decision per drafted token:
+
+    text index        s      s+1    m = first rejected    (tail: depth 1, 2, ... R of the traces)
+    accepted          yes    yes    no
+    decision          0      1      2       3         4      position = tokens drafted before it
+    survival          True   True   False   False     False  position < run, run = m - s
+
+Features come from `features.assemble`, called as the live loop calls it; everything else is arithmetic on columns.
+Knows traces and features; knows no policy, no predictor and no cost. Letters: N decisions, S starts, Q sequences,
+F features.
+"""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from dsl_train.base.records import DraftPrimitives
+from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.vector import BlockState, TextState, assemble
+from dsl_train.traces.starts import Starts, offsets
+from dsl_train.traces.store import Traces, TraceSequence
+
+_DRAFT_COLUMNS = ("token_id", "entropy", "log_prob_1", "log_prob_2", "log_prob_3", "log_prob_4", "log_prob_5")
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """Starts are in text order, sequence after sequence; the decisions of start i are `offsets[i]:offsets[i + 1]`."""
+
+    features: np.ndarray
+    """[N, F] float32"""
+    survival: np.ndarray
+    """[N] bool: all tokens drafted before and the next one are accepted."""
+    position: np.ndarray
+    """[N] int16: tokens drafted before; 0 first."""
+    start: np.ndarray
+    """[N] int32: text index of the round's start."""
+    sequence: np.ndarray
+    """[N] int32: 0 .. Q - 1"""
+    offsets: np.ndarray
+    """[S + 1] int64"""
+    run: np.ndarray
+    """[S] int32: accepted drafts from this start on, if drafting never stopped."""
+    limit: np.ndarray
+    """[S] int32: most tokens the live loop could draft, as in `Starts`. A start with fewer decisions than this (and
+    than `max_lookahead`) runs out of tail."""
+    row: np.ndarray
+    """[S] int64: trace row of the draft prediction at this start."""
+    num_tail: np.ndarray
+    """[S] int32: tail rows recorded behind a rejected one at this start."""
+    bounds: np.ndarray
+    """[Q + 1] int64: the starts of sequence q are `bounds[q]:bounds[q + 1]`."""
+    source: np.ndarray
+    """[Q] int64: its number in `traces.sequences`."""
+    traces: Traces
+    max_lookahead: int
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.source)
+
+    @property
+    def sequences(self) -> list[TraceSequence]:
+        return [self.traces.sequences[i] for i in self.source.tolist()]
+
+    @property
+    def prompt_ids(self) -> list[str]:
+        """[Q]"""
+        return [sequence.prompt_id for sequence in self.sequences]
+
+    @property
+    def num_decisions(self) -> np.ndarray:
+        """[S] int64: decisions of each start."""
+        return np.diff(self.offsets)
+
+    @property
+    def start_sequence(self) -> np.ndarray:
+        """[S] int64: sequence of each start."""
+        return np.repeat(np.arange(self.num_sequences), np.diff(self.bounds))
+
+    @property
+    def start_index(self) -> np.ndarray:
+        """[S] int32: text index of each start."""
+        return self.traces.rows["index"][self.row]
+
+    @property
+    def soft_survival(self) -> np.ndarray:
+        """[N] float32: survival with the last draw averaged out. On the text it is Σ min(target, draft) of the next
+        token, behind a rejected one 0. Has the mean of `survival` given any features, and less noise."""
+        of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
+        on_text = np.flatnonzero(self.position <= self.run[of_start])
+        soft = np.zeros(len(self), dtype=np.float32)
+        rows = self.row[of_start[on_text] + self.position[on_text]]
+        soft[on_text] = self.traces.rows["accept_prob"][rows]
+        return soft
+
+    def replayable(self, keep: np.ndarray) -> np.ndarray:
+        """[Q] bool: of the sequences `keep` [Q], those with a tail behind every rejected draft, whose replay is exact;
+        all of them if none is such."""
+        whole = keep & (_tail_fractions(self.traces)[self.source] == 1.0)
+        return whole if whole.any() else keep
+
+    @property
+    def weight(self) -> np.ndarray:
+        """[N] float32: how many decisions each stands for, those left unrecorded included: more than one behind a
+        rejected draft where only some of them got a tail, chosen at random."""
+        run = np.repeat(self.run, self.num_decisions)
+        fraction = _tail_fractions(self.traces)[self.source][self.sequence]
+        return np.where(self.position > run + 1, 1.0 / np.maximum(fraction, 1e-6), 1.0).astype(np.float32)
+
+    def drafted(self, column: str) -> np.ndarray:
+        """[N] a column of the trace rows, of the token drafted last; 0 where none is."""
+        of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
+        before = np.maximum(self.position.astype(np.int64) - 1, 0)
+        on_text = np.minimum(before, self.run[of_start])
+        rows = self.row[of_start + on_text] + before - on_text
+        return np.where(self.position > 0, self.traces.rows[column][rows], 0.0)
+
+    def select(self, keep: np.ndarray) -> "Decisions":
+        """The decisions of some sequences only, renumbered from 0; `keep` is [Q] bool. Copies what it keeps."""
+        per_decision, per_start = keep[self.sequence], np.repeat(keep, np.diff(self.bounds))
+        masks = {
+            **dict.fromkeys(("features", "survival", "position", "start", "sequence"), per_decision),
+            **dict.fromkeys(("run", "limit", "row", "num_tail"), per_start),
+            "source": keep,
+        }
+        chosen = {name: getattr(self, name)[mask] for name, mask in masks.items()}
+        chosen["sequence"] = (np.cumsum(keep) - 1).astype(np.int32)[chosen["sequence"]]
+        return replace(
+            self,
+            **chosen,
+            offsets=offsets(self.num_decisions[per_start]),
+            bounds=offsets(np.diff(self.bounds)[keep]),
+        )
+
+    def draft_rows(self, start: int, count: int) -> np.ndarray:
+        """[<= count] trace rows of the tokens drafted from start number `start` on, shorter where the tail ends;
+        `count` is at most `limit[start]`."""
+        run = int(self.run[start])
+        on_text = self.row[start : start + min(count, run + 1)]
+        if count <= run + 1:
+            return on_text
+        rejected = int(self.row[start + run])
+        num_tail = min(count - run - 1, int(self.num_tail[start + run]))
+        return np.concatenate([on_text, np.arange(rejected + 1, rejected + 1 + num_tail)])
+
+
+def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
+    """All decisions at positions 0 .. max_lookahead - 1, in one pass over each text.
+
+    Raises DslError where the rows of a text do not cover its response.
+    """
+    starts = Starts.of(traces)
+    known = starts.run + starts.tail_behind + 2  # decisions whose past is recorded, the one behind the tail included
+    counts = np.minimum(np.minimum(starts.limit, max_lookahead), known).astype(np.int64)
+    first = offsets(counts)
+    of_start = np.repeat(np.arange(len(counts)), counts)  # [N]
+    position = np.arange(len(of_start)) - first[of_start]
+    return Decisions(
+        features=_features(traces, starts, counts),
+        survival=position < starts.run[of_start],
+        position=position.astype(np.int16),
+        start=traces.rows["index"][starts.row][of_start],
+        sequence=np.repeat(np.arange(len(traces.sequences), dtype=np.int32), np.diff(starts.bounds))[of_start],
+        offsets=first,
+        run=starts.run,
+        limit=starts.limit,
+        row=starts.row,
+        num_tail=starts.num_tail,
+        bounds=starts.bounds,
+        source=np.arange(len(traces.sequences)),
+        traces=traces,
+        max_lookahead=max_lookahead,
+    )
+
+
+def _tail_fractions(traces: Traces) -> np.ndarray:
+    """[sequences] share of the rejected drafts that got a tail, as the manifests say; 1 where they do not."""
+    counts = [manifest.get("counts", {}).get("num_sequences", 0) for manifest in traces.manifests]
+    fractions = np.repeat(
+        [manifest.get("config", {}).get("tail_fraction", 1.0) for manifest in traces.manifests], counts
+    )
+    return fractions if len(fractions) == len(traces.sequences) else np.ones(len(traces.sequences))
+
+
+def _features(traces: Traces, starts: Starts, counts: np.ndarray) -> np.ndarray:
+    """[N, F] float32"""
+    vectors = np.empty((int(counts.sum()), len(FEATURE_NAMES)), dtype=np.float32)
+    row_bounds = np.searchsorted(traces.rows["sequence_id"], np.arange(len(traces.sequences) + 1)).tolist()
+    done = 0
+    for i, (sequence, (first, last)) in enumerate(zip(traces.sequences, pairwise(row_bounds), strict=True)):
+        span = slice(starts.bounds[i], starts.bounds[i + 1])
+        local_rows = (starts.row[span] - first).tolist()
+        columns = {name: column[first:last] for name, column in traces.rows.items()}
+        buffer = array("f")
+        for vector in _walk(sequence, columns, local_rows, starts.run[span].tolist(), counts[span].tolist()):
+            buffer.extend(vector)
+        block = np.frombuffer(buffer, dtype=np.float32).reshape(-1, len(FEATURE_NAMES))
+        vectors[done : done + len(block)] = block
+        done += len(block)
+    return vectors
+
+
+def _walk(
+    sequence: TraceSequence, columns: dict[str, np.ndarray], rows: list[int], runs: list[int], counts: list[int]
+) -> Iterator[list[float]]:
+    """The vectors of one text, start by start. `rows`, `runs` and `counts` are per start; rows count from the text's
+    own first row, which is the prediction of the response's first token."""
+    if not rows:
+        return
+    text = TextState(sequence.prompt_token_ids.tolist(), float(sequence.temperature))
+    drafts = draft_records(columns)
+    committed = columns["text_token_id"].tolist()
+    agreements = columns["agreement"].tolist()
+    before = 0
+    for i, row in enumerate(rows):
+        text.commit(committed[before])
+        text.agree(agreements[before])
+        before = row
+        if counts[i]:
+            block = BlockState(text)
+            yield assemble(block)
+            split = min(counts[i] - 1, runs[i])  # drafts on the text; what follows lies behind the rejected row
+            for j in rows[i : i + split]:
+                block.append(drafts[j])
+                yield assemble(block)
+            tail = rows[i + runs[i]] if split < counts[i] - 1 else 0
+            for j in range(tail, tail + counts[i] - 1 - split):
+                block.append(drafts[j])
+                yield assemble(block)
+
+
+def draft_records(columns: dict[str, np.ndarray]) -> list[DraftPrimitives]:
+    """One record per row, with the very float32 values the live loop reads."""
+    token_ids, entropies, *log_probs = (columns[name].tolist() for name in _DRAFT_COLUMNS)
+    token_log_probs = columns["token_log_prob"].tolist()
+    return list(map(DraftPrimitives, token_ids, entropies, zip(*log_probs, strict=True), token_log_probs))

@@ -1,0 +1,99 @@
+"""Where rounds can start in traced texts, and how far a draft from there would get: arithmetic on columns.
+
+A round may start at every index behind a response's first token. Knows traces; knows no feature and no policy.
+Letters: S starts, Q sequences, T response tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsl_train.base.records import DslError
+from dsl_train.traces.store import Traces
+
+UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Columns over all starts, in text order, sequence after sequence."""
+
+    row: np.ndarray
+    """[S] int64: trace row of the draft prediction at this start."""
+    run: np.ndarray
+    """[S] int32: accepted drafts from this start on, if drafting never stopped."""
+    limit: np.ndarray
+    """[S] int32: most tokens the live loop could draft: until the text has room for the extra token only, or until an
+    end-of-text token is drafted. About UNLIMITED where nothing of that is known."""
+    num_tail: np.ndarray
+    """[S] int32: tail rows recorded behind a rejected one at this start."""
+    tail_behind: np.ndarray
+    """[S] int32: tail rows behind the first rejection from this start on."""
+    bounds: np.ndarray
+    """[Q + 1] int64: the starts of sequence q are `bounds[q]:bounds[q + 1]`."""
+
+    @classmethod
+    def of(cls, traces: Traces) -> "Starts":
+        on_text = np.flatnonzero(traces.rows["depth"] == 0)  # one per response token
+        lengths = np.array([len(sequence.response_token_ids) for sequence in traces.sequences], dtype=np.int64)
+        _check_coverage(traces, on_text, lengths)
+        firsts = offsets(lengths)  # [Q + 1]
+        num_tail = np.diff(np.append(on_text, len(traces))) - 1  # [T]
+        end = np.repeat(firsts[1:], lengths)  # [T] number of the response token behind each sequence
+        here = np.arange(len(on_text))
+        rejected = np.flatnonzero(~traces.rows["accepted"][on_text])
+        next_rejected = np.append(rejected, len(on_text))[np.searchsorted(rejected, here)]
+        run = np.minimum(next_rejected, end) - here
+        meets_rejection = next_rejected < end
+        stop = np.where(meets_rejection, next_rejected, 0)
+        to_eos = np.where(meets_rejection, run + _drafts_to_eos(traces, on_text)[stop], end - here)
+        begin = np.repeat(firsts[:-1], lengths)
+        limit = np.minimum(to_eos, np.repeat(_max_lengths(traces, lengths), lengths) - (here - begin) - 1)
+        is_start = np.ones(len(on_text), dtype=bool)
+        is_start[firsts[:-1][lengths > 0]] = False
+        return cls(
+            row=on_text[is_start],
+            run=run[is_start].astype(np.int32),
+            limit=limit[is_start].astype(np.int32),
+            num_tail=num_tail[is_start].astype(np.int32),
+            tail_behind=np.where(meets_rejection, num_tail[stop], 0)[is_start].astype(np.int32),
+            bounds=offsets(np.maximum(lengths - 1, 0)),
+        )
+
+
+def _check_coverage(traces: Traces, on_text: np.ndarray, lengths: np.ndarray) -> None:
+    found = np.bincount(traces.rows["sequence_id"][on_text], minlength=len(lengths))
+    for i in np.flatnonzero(found != lengths)[:1].tolist():
+        raise DslError(
+            f"sequence {i} (prompt {traces.sequences[i].prompt_id!r}) has a response of {lengths[i]} tokens but "
+            f"{found[i]} depth-0 rows; collect these traces again"
+        )
+
+
+def _max_lengths(traces: Traces, lengths: np.ndarray) -> np.ndarray:
+    """[Q]: response tokens each text could have had; UNLIMITED where an end-of-text token came first and the manifest
+    does not say."""
+    by_length = np.array([sequence.finish_reason != "eos" for sequence in traces.sequences])
+    counts = [manifest.get("counts", {}).get("num_sequences", 0) for manifest in traces.manifests]
+    allowed = np.repeat(
+        [manifest.get("sampling", {}).get("max_new_tokens", 0) for manifest in traces.manifests], counts
+    )
+    if len(allowed) != len(lengths):
+        allowed = np.full(len(lengths), UNLIMITED)
+    return np.where(by_length, lengths, np.maximum(allowed, lengths)).astype(np.int64)
+
+
+def _drafts_to_eos(traces: Traces, on_text: np.ndarray) -> np.ndarray:
+    """Per response token [T]: drafts from a rejected token on, up to and with the first end-of-text token drafted.
+    End-of-text tokens are those that finished a traced text."""
+    eos = {int(s.response_token_ids[-1]) for s in traces.sequences if s.finish_reason == "eos"}
+    drafts = np.full(len(on_text), UNLIMITED, dtype=np.int64)
+    rows = np.flatnonzero(np.isin(traces.rows["token_id"], sorted(eos)) & ~traces.rows["accepted"])[::-1]
+    owner = np.searchsorted(on_text, rows, side="right") - 1
+    drafts[owner] = traces.rows["depth"][rows] + 1  # reversed: the first of each tail is written last
+    return drafts
+
+
+def offsets(counts: np.ndarray) -> np.ndarray:
+    """[n + 1] int64: where each of n groups begins, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
