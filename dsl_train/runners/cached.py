@@ -13,6 +13,7 @@ from dsl_train.base.records import DraftPrimitives
 from dsl_train.features.primitives import read_draft
 from dsl_train.runners import compiled, llama
 from dsl_train.runners.kv_cache import growing_cache
+from dsl_train.runners.narrow_head import narrowed
 
 
 class CachedModel:
@@ -105,8 +106,7 @@ class LibraryDecoder:
                 logits_to_keep=keep,
                 return_dict=True,
             )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return narrowed(self.model, output.logits[0])
 
     def truncate(self, num_removed: int) -> None:
         self._cache.crop(-num_removed)

@@ -22,6 +22,7 @@ from dsl_train.runners import llama
 from dsl_train.runners.compiled_call import Graph, GraphCall
 from dsl_train.runners.compiled_step import NARROW, Buffers, Weights, forward
 from dsl_train.runners.kv_cache import reserve
+from dsl_train.runners.narrow_head import head_tokens
 
 _log = logging.getLogger(__name__)
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 13)  # rows of the graphs; more tokens, a prompt above all, are fed uncompiled
@@ -167,6 +168,8 @@ def graphs_of(model: PreTrainedModel) -> Graphs | None:
 def _check(model: PreTrainedModel) -> None:
     if not llama.fits(model):
         raise NotCompilableError(f"{model.config.model_type} is not of Llama's shape, or was altered")
+    if head_tokens(model) is not None:
+        raise NotCompilableError("its output head is narrow, and the compiled graph reads all of it")
     if model.device.type != "cpu":
         raise NotCompilableError(f"it is on {model.device}, and the compiled path is for the CPU")
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:

@@ -72,7 +72,7 @@ class Weights(DirectDecoder):
             )
             for layer, joined in zip(self.layers, self._joined, strict=True)
         ]
-        return Network(self.embedding.detach(), layers, self.norm.detach(), matrix(self.head), self.eps)
+        return Network(self.embedding.detach(), layers, self.norm.detach(), matrix(self.head.rows), self.eps)
 
     def angles(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines by position, [capacity, D] each; the first half of D has its sines' sign turned."""

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.activations import SiLUActivation
 
 from dsl_train.runners.kv_cache import keeps_every_token, reserve
+from dsl_train.runners.narrow_head import head_tokens
 
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
@@ -40,6 +41,23 @@ class _Linear(NamedTuple):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight, self.bias)
+
+
+class _Head(NamedTuple):
+    rows: _Linear
+    """Of the tokens that the model may propose."""
+    vocab_size: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "_Head":
+        whole, tokens = _Linear.of(model.lm_head), head_tokens(model)
+        bias = None if whole.bias is None else whole.bias[:tokens]
+        return cls(_Linear(whole.weight[:tokens], bias), len(whole.weight))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, hidden] -> [T, V]
+        logits = self.rows(x)
+        missing = self.vocab_size - logits.shape[-1]
+        return functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
 
 class _Layer(NamedTuple):
@@ -71,7 +89,7 @@ class DirectDecoder:
         self.num_heads, self.num_groups = config.num_attention_heads, config.num_key_value_heads
         self.head_size: int = body.layers[0].self_attn.head_dim
         self.eps: float = config.rms_norm_eps
-        self.embedding, self.norm, self.head = body.embed_tokens.weight, body.norm.weight, _Linear.of(model.lm_head)
+        self.embedding, self.norm, self.head = body.embed_tokens.weight, body.norm.weight, _Head.of(model)
         self._joined = [_join_layer(module) for module in body.layers]
         self.layers = [_layer(module) for module in body.layers]
         lean = self.embedding.device.type == "cpu" and self.embedding.dtype is torch.float32

@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from dsl_train.base.records import DslError
 from dsl_train.runners.cached import context_length
 from dsl_train.runners.kv_cache import keeps_every_token
+from dsl_train.runners.narrow_head import narrowed
 
 
 class PaddedModel:
@@ -60,8 +61,7 @@ class PaddedModel:
             logits_to_keep=keep,
         )
         self.length = len(columns)
-        logits: torch.Tensor = output.logits
-        return logits
+        return narrowed(self.model, output.logits)
 
 
 class Branches:
@@ -102,8 +102,7 @@ class Branches:
             use_cache=True,
         )
         self._positions = self._positions + 1
-        logits: torch.Tensor = output.logits.flatten(0, 1)[self._places]
-        return logits[:, None]
+        return narrowed(self.model, output.logits.flatten(0, 1)[self._places])[:, None]
 
     def _spread(self, values: torch.Tensor) -> torch.Tensor:
         """[n] to [B, w], 0 where a text has fewer branches."""
