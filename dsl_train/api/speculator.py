@@ -5,6 +5,7 @@
 Everything here is a thin layer over `loop.engine.SpeculativeEngine`, which is the thing to use for loops of your own.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Speculator:
         max_lookahead: int | None = None,
         compile: bool = False,
     ) -> None:
-        self.pair, self.threshold = pair, threshold
+        self.pair, self._lock = pair, threading.Lock()
         self.warm_up_seconds = warm_up(pair.target, pair.draft) if compile else 0.0
         self.target, self.draft = runner_of(pair.target), runner_of(pair.draft)
         self.policy = choose_policy(pair, policy, predictor, threshold) if isinstance(policy, str) else policy
@@ -113,6 +114,22 @@ class Speculator:
         seed: int = 0,
         on_round: OnRound | None = None,
         on_text: Callable[[str], None] | None = None,
+        resume: bool = False,
+    ) -> Generation:
+        """Continue one prompt. `resume` keeps what the caches share with it, as from turn to turn of a conversation.
+        One text is generated at a time: other threads wait."""
+        with self._lock:
+            return self._generate(prompt, sampling, max_new_tokens, seed, on_round, on_text, resume)
+
+    def _generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None,
+        max_new_tokens: int,
+        seed: int,
+        on_round: OnRound | None,
+        on_text: Callable[[str], None] | None,
+        resume: bool,
     ) -> Generation:
         stream = TextStream(self.pair.tokenizer, on_text) if on_text else None
         encoded, runners = self._encode(prompt), (self.target, self.draft)
@@ -125,7 +142,7 @@ class Speculator:
             for listen in listeners:
                 listen(finished)
 
-        result = engine.generate(token_ids, max_new_tokens, seed, on_round=tell)
+        result = engine.generate(token_ids, max_new_tokens, seed, on_round=tell, resume=resume)
         if stream:
             stream.end()
         return self._decode(result)

@@ -9,6 +9,7 @@ from dsl_train.cli.app import run
 
 if TYPE_CHECKING:
     from dsl_train.api.speculator import Generation
+    from dsl_train.cli.generating import Writer
 
 
 @dataclass
@@ -61,6 +62,15 @@ class GenerateConfig:
     Llama's shape; others run as they are)."""
     show_lookahead: bool = False
     """Colour what happened to each token: accepted draft, correction, bonus."""
+    chat: bool = False
+    """Ask an instruct model: the prompt goes through the target's chat template, and all turns of a --prompts row are
+    answered one after another. Without a prompt, in a terminal, it is a conversation."""
+    system: str | None = None
+    """System message of --chat. Default: the chat template's own."""
+
+    def __post_init__(self) -> None:
+        if self.system is not None and not self.chat:
+            raise ValueError("--system is the system message of a chat; add --chat")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,12 +78,54 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _generate(config: GenerateConfig) -> "list[Generation]":
-    from dsl_train.cli.generating import generate_all
+    import torch
 
-    prompt = config.prompt
-    if prompt is None and config.prompts is None:
-        prompt = sys.stdin.read()
-    return generate_all(config, prompt)
+    from dsl_train.api.speculator import Speculator
+    from dsl_train.base.sampling import Sampling
+    from dsl_train.cli.chat import answer_turns, converse
+    from dsl_train.cli.generating import Writer
+    from dsl_train.collect.prompts import read_turns
+    from dsl_train.pair.loading import load_pair
+
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    sampling = Sampling(config.temperature, config.top_k, config.top_p)
+    pair = load_pair(config.target, config.draft, config.dtype, config.device)
+    policy = f"{config.policy}:adapt" if config.adapt else config.policy
+    speculator = Speculator(pair, policy, config.predictor, config.threshold, config.max_lookahead, config.compile)
+    writer = Writer(speculator, sampling, config.max_new_tokens, config.seed, config.show_lookahead)
+    if config.compile:
+        writer.note(f"warmed up in {speculator.warm_up_seconds:.1f} s")
+    if not config.chat:
+        if pair.tokenizer.chat_template:
+            writer.note(f"{config.target} has a chat template: --chat asks it instead of continuing the text")
+        return _continue_all(config, writer)
+    if config.prompts is not None:
+        conversations = read_turns(config.prompts, config.column, config.num_prompts)
+        return [answer for turns in conversations for answer in answer_turns(writer, config.system, turns)]
+    if config.prompt is None and sys.stdin.isatty():
+        return converse(writer, config.system)
+    return answer_turns(writer, config.system, [sys.stdin.read() if config.prompt is None else config.prompt])
+
+
+def _continue_all(config: GenerateConfig, writer: "Writer") -> "list[Generation]":
+    """Continue every prompt as it is."""
+    from dsl_train.collect.audio import Audio
+    from dsl_train.collect.prompts import Prompt, read_prompts
+
+    pair = writer.speculator.pair
+    if config.prompts is not None and config.prompt is None:
+        prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer, kind=pair.kind)
+    else:
+        prompt = sys.stdin.read() if config.prompt is None else config.prompt
+        prompts = [Prompt("", audio=Audio(prompt.strip())) if pair.kind == "speech" else Prompt("", prompt)]
+    generations = []
+    for number, item in enumerate(prompts):
+        if number:
+            writer.rule()
+        writer.show_prompt(item.text)
+        generations.append(writer.write(item.encode_for(pair)))
+    return generations
 
 
 def _to_json(generations: "list[Generation]") -> dict[str, Any]:

@@ -1,54 +1,51 @@
 """What dsl-generate prints: streamed text, what happened to each token, statistics."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
-from dsl_train.api.speculator import Generation, Speculator
+from dsl_train.api.speculator import Generation, Prompt, Speculator
 from dsl_train.api.text_stream import TextStream
 from dsl_train.base.records import Round
 from dsl_train.base.sampling import Sampling
-from dsl_train.collect.audio import Audio
-from dsl_train.collect.prompts import Prompt, read_prompts
-from dsl_train.pair.loading import load_pair
-
-if TYPE_CHECKING:
-    from dsl_train.cli.generate import GenerateConfig
 
 _STYLES = {"accepted": "green", "corrected": "red", "bonus": "cyan"}
 
 
-def generate_all(config: "GenerateConfig", prompt: str | None) -> list[Generation]:
-    """Continue every prompt, streaming to stdout; statistics go to stderr."""
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    sampling = Sampling(config.temperature, config.top_k, config.top_p)
-    pair = load_pair(config.target, config.draft, config.dtype, config.device)
-    policy = f"{config.policy}:adapt" if config.adapt else config.policy
-    speculator = Speculator(pair, policy, config.predictor, config.threshold, config.max_lookahead, config.compile)
-    if prompt is not None:
-        prompts = [Prompt("", audio=Audio(prompt.strip())) if pair.kind == "speech" else Prompt("", prompt)]
-    else:
-        prompts = read_prompts(str(config.prompts), config.column, config.num_prompts, pair.tokenizer, kind=pair.kind)
-    console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
-    if config.compile:
-        notes.print(f"warmed up in {speculator.warm_up_seconds:.1f} s", style="dim")
-    if config.show_lookahead:
-        notes.print(Text.assemble(*((f" {name} ", style) for name, style in _STYLES.items())))
-    generations = []
-    for number, item in enumerate(prompts):
-        show = _RoundPrinter(console, speculator, config.show_lookahead)
-        if number:
-            console.rule(style="dim")
-        console.print(Text(item.text, style="dim"), end="")
-        generations.append(
-            speculator.generate(item.encode_for(pair), sampling, config.max_new_tokens, config.seed, on_round=show)
+class Writer:
+    """Continues prompts and streams them to stdout; statistics go to stderr."""
+
+    def __init__(
+        self, speculator: Speculator, sampling: Sampling, max_new_tokens: int, seed: int, show_lookahead: bool
+    ) -> None:
+        self.speculator, self.sampling, self.seed = speculator, sampling, seed
+        self.max_new_tokens, self.show_lookahead = max_new_tokens, show_lookahead
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.notes = Console(stderr=True, highlight=False)
+        if show_lookahead:
+            self.notes.print(Text.assemble(*((f" {name} ", style) for name, style in _STYLES.items())))
+
+    def note(self, text: str) -> None:
+        """One line on stderr."""
+        self.notes.print(Text(text, style="dim"), soft_wrap=True)
+
+    def show_prompt(self, text: str) -> None:
+        self.console.print(Text(text, style="dim"), end="")
+
+    def write(self, prompt: Prompt, resume: bool = False) -> Generation:
+        """Continue a prompt; `resume` as in :meth:`Speculator.generate`."""
+        show = _RoundPrinter(self.console, self.speculator, self.show_lookahead)
+        generation = self.speculator.generate(
+            prompt, self.sampling, self.max_new_tokens, self.seed, on_round=show, resume=resume
         )
         show.end()
-        notes.print(_summary(generations[-1], speculator.policy.name), style="dim")
-    return generations
+        self.note(_summary(generation, self.speculator.policy.name))
+        return generation
+
+    def rule(self) -> None:
+        """A line between two texts."""
+        self.console.rule(style="dim")
 
 
 class _RoundPrinter:
@@ -59,9 +56,11 @@ class _RoundPrinter:
         self.stream = TextStream(speculator.pair.tokenizer, self._print)
 
     def __call__(self, finished: Round) -> None:
-        for i, token_id in enumerate(finished.committed):
-            extra = "bonus" if finished.all_accepted else "corrected"
-            self._style = _STYLES["accepted" if i < finished.num_accepted else extra] if self.coloured else ""
+        self.push(finished.committed, finished.num_accepted, "bonus" if finished.all_accepted else "corrected")
+
+    def push(self, token_ids: Sequence[int], num_accepted: int, last: str) -> None:
+        for number, token_id in enumerate(token_ids):
+            self._style = _STYLES["accepted" if number < num_accepted else last] if self.coloured else ""
             self.stream.push([token_id])
 
     def end(self) -> None:

@@ -86,6 +86,21 @@ def read_prompts(
     return list(prompts.values())
 
 
+def read_turns(source: str, column: str | None = None, num_prompts: int | None = None) -> list[list[str]]:
+    """The user turns of the first `num_prompts` records, all of each. Raises DslError as :func:`read_prompts`."""
+    conversations = []
+    for record in read_records(source, "train"):
+        value = find_value(record.where, record.columns(), column, (*CHAT_COLUMNS, *TEXT_COLUMNS))
+        items = [value] if isinstance(value, str) else value
+        messages = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
+        conversations.append([m["content"] for m in as_messages(record.where, messages) if m["role"] == "user"])
+        if len(conversations) == num_prompts:
+            break
+    if not any(conversations):
+        raise no_prompts(source)
+    return conversations
+
+
 def no_prompts(source: str) -> DslError:
     return DslError(f'{source} has no prompts; give a file with at least one, for example a line {{"prompt": …}}')
 

@@ -56,6 +56,7 @@ class AssistedText:
 
     def _begin(self, tokens: list[int]) -> None:
         self._tokens, self._drafted = tokens, ()
+        self.draft_model.reset()
         policy = _AtLeastOne(self.policy)
         self._drafter = Drafter(self.draft_model, policy, self.sampling, self._eos_token_ids, tokens)
 

@@ -38,7 +38,6 @@ class Drafter:
         self.draft, self.policy, self.sampling, self.eos_token_ids = draft, policy, sampling, eos_token_ids
         self.view = FeatureView(prompt_token_ids, sampling.temperature) if policy.needs == "features" else None
         self._behind: list[tuple[int, float]] = []  # committed tokens the draft has yet to predict, target prob of each
-        draft.reset()
         policy.reset()
 
     def draft_block(self, tokens: list[int], limit: int, generator: torch.Generator) -> DraftBlock:

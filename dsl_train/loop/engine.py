@@ -42,8 +42,10 @@ class SpeculativeEngine:
         max_new_tokens: int = 128,
         seed: int = 0,
         on_round: OnRound | None = None,
+        resume: bool = False,
     ) -> GenerationResult:
         """Continue the prompt. `on_round` is called after every commit, the prompt's own first token included.
+        `resume` keeps what the models' caches share with the prompt, as from turn to turn of a conversation.
 
         Raises DslError if the prompt is empty or does not fit the target's context.
         """
@@ -51,7 +53,11 @@ class SpeculativeEngine:
         text = _Sequence.begin(prompt_token_ids, max_new_tokens, self.target.context, self.eos_token_ids)
         generator = torch.Generator(self.target.device).manual_seed(seed)
         drafter = Drafter(self.draft, self.policy, self.sampling, self.eos_token_ids, prompt_token_ids)
-        self.target.reset()
+        for model in (self.target, self.draft):
+            if resume:
+                model.resume(prompt_token_ids)
+            else:
+                model.reset()
         rounds: list[Round] = []
         while not text.finish_reason:
             rounds.append(self.run_round(text, drafter, generator))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from dsl_train.base.records import DraftPrimitives
 from dsl_train.features.primitives import read_draft
 from dsl_train.runners import compiled, llama
-from dsl_train.runners.kv_cache import growing_cache
+from dsl_train.runners.kv_cache import growing_cache, keeps_every_token
 from dsl_train.runners.narrow_head import narrowed
 
 
@@ -37,7 +37,18 @@ class CachedModel:
     def reset(self) -> None:
         """Forget the sequence."""
         self.length = 0  # cached tokens
+        self._fed: list[int] = []  # those tokens
         self._decoder.reset()
+
+    def resume(self, token_ids: Sequence[int]) -> None:
+        """Keep what the cached sequence shares with the beginning of `token_ids`, as from turn to turn of a
+        conversation; forget the rest, or all of it where a layer cannot go back to any token."""
+        longest = min(self.length, len(token_ids) - 1)
+        shared = next((i for i in range(longest) if self._fed[i] != token_ids[i]), longest)
+        if shared > 0 and keeps_every_token(self.model.config):
+            self.truncate(shared)
+        else:
+            self.reset()
 
     def logits(self, token_ids: Sequence[int], keep: int) -> torch.Tensor:
         """Logits after the last `keep` of `token_ids`, [keep, V]; row -1 predicts the token to come.
@@ -48,7 +59,7 @@ class CachedModel:
             with torch.inference_mode():
                 return self.logits(token_ids, keep)
         logits = self._decoder.logits(self._new(token_ids, keep), self.length, keep)
-        self.length = len(token_ids)
+        self._remember(token_ids)
         return logits
 
     def choose(self, token_ids: Sequence[int], keep: int) -> tuple[list[int], DraftPrimitives]:
@@ -57,7 +68,7 @@ class CachedModel:
         if self._compiled is None:
             return read_draft(self.logits(token_ids, keep), without_entropy=True)
         rows = self._compiled.read(self._new(token_ids, keep), self.length, keep)
-        self.length = len(token_ids)
+        self._remember(token_ids)
         _, first, second = rows[-1]
         ids = [int(row[0]) for row in rows]
         return ids, DraftPrimitives(ids[-1], math.nan, (first, second), first)
@@ -67,12 +78,17 @@ class CachedModel:
         assert 0 < keep <= fed, f"keep {keep} of {fed} new tokens ({self.length} of {len(token_ids)} are cached)"
         return torch.tensor(token_ids[self.length :], device=self.device)
 
+    def _remember(self, token_ids: Sequence[int]) -> None:
+        self._fed += token_ids[self.length :]
+        self.length = len(token_ids)
+
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens, and for good: the next call may not ask for fewer where
         a layer remembers no more than a window of them."""
         if self.length:
             self._decoder.truncate(max(0, self.length - length))
             self.length = min(self.length, length)
+            del self._fed[self.length :]
 
 
 class Decoder(Protocol):

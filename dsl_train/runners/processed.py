@@ -117,6 +117,10 @@ class ProcessedModel(CachedModel):
         self.runner.reset()
         self._rows.clear()
 
+    def resume(self, token_ids: Sequence[int]) -> None:
+        self.runner.resume(token_ids)
+        self._rows.clear()
+
     def truncate(self, length: int) -> None:
         self.runner.truncate(length)
 
