@@ -86,6 +86,32 @@ def test_the_first_difference_of_a_text_is_reported_once_for_policy_and_prompt()
     assert second == live.Mismatch("wrong", "p1", 2, ord("z"), None)
 
 
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("grouped") / "prompts.jsonl"
+    rows = [{"prompt": text + str(n), "kind": kind} for kind, text in zip("aab", PROMPTS, strict=False) for n in (1, 2)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_groups_hold_the_first_prompts_of_each_and_add_up_to_the_whole(options, grouped, capsys, tmp_path):
+    config = {**options, "prompts": grouped, "num_prompts": 2, "by": "kind", "repeats": 1, "output": tmp_path / "bench"}
+    assert main(arguments(config, "--policies", "static:1", "static:3", "--json")) == 0
+    document = capsys.readouterr().out.split("by group: static:3")[1]
+    assert "vs best static there" in document
+    result = json.loads(document.splitlines()[-1])
+    assert [(group["name"], group["num_prompts"]) for group in result["groups"]] == [("a", 2), ("b", 2)]
+    for number, policy in enumerate(result["policies"]):
+        parts = [group["policies"][number]["stats"]["num_draft_tokens"] for group in result["groups"]]
+        assert sum(parts) == policy["stats"]["num_draft_tokens"]
+    assert (tmp_path / "bench" / "groups.png").stat().st_size > 5000
+
+
+def test_a_column_to_group_by_that_is_not_there_is_named(options, capsys):
+    assert main(arguments({**options, "by": "kind"}, "--policies", "static:1")) == 1
+    assert "no column 'kind' to group by; the columns are prompt" in capsys.readouterr().err
+
+
 def test_replay_pools_the_texts_of_one_prompt():
     result = replayed(tokens=[10, 20, 30], sequence=[0, 0, 1, 2, 2], num_drafted=[2, 0, 4, 1, 1], ids=("p", "q", "p"))
     rates = by_prompt(result, 0.5)

@@ -43,7 +43,10 @@ class BenchConfig:
     """Who competes: NAME[:ARGS] each. `autoregressive`, `transformers` and `transformers-assisted` are not
     replayed. Default of verify: one rule of each kind, a coin, and the predictor if there is one."""
     num_prompts: int = 16
-    """Prompts to use, from the first on (live, verify)."""
+    """Prompts to use, from the first on (live, verify); with --by, of each group."""
+    by: str | None = None
+    """Column of the prompts to group by, such as `category`: one more table and plot, a row for each of its values
+    (live)."""
     max_new_tokens: int = 128
     """Length of a response, unless it ends by itself (live)."""
     draws: int = 1000

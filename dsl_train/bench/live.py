@@ -6,7 +6,7 @@ Knows engine, policies and models; prints and draws nothing. Letters: N prompts,
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,23 @@ class PolicyResult:
 
 
 @dataclass(frozen=True)
+class GroupResult:
+    """The prompts of one group alone."""
+
+    name: str
+    num_prompts: int
+    policies: tuple[PolicyResult, ...]
+    best_static: str | None
+    """The fastest static lookahead on this group's prompts."""
+
+    def __getitem__(self, name: str) -> PolicyResult:
+        return next(policy for policy in self.policies if policy.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(replace(self, policies=())), "policies": [policy.to_dict() for policy in self.policies]}
+
+
+@dataclass(frozen=True)
 class Mismatch:
     """Where a greedy output first departs from the target's own."""
 
@@ -68,6 +85,8 @@ class LiveResult:
     num_prompts: int
     dtype: str
     greedy: bool
+    groups: tuple[GroupResult, ...] = ()
+    """With --by: the same by group."""
 
     def __getitem__(self, name: str) -> PolicyResult:
         return next(policy for policy in self.policies if policy.name == name)
@@ -80,7 +99,9 @@ class LiveResult:
     def to_dict(self) -> dict[str, Any]:
         policies = [policy.to_dict() for policy in self.policies]
         cost = self.cost.to_dict() if self.cost else None
-        return {"mode": "live", **asdict(replace(self, policies=(), cost=None)), "policies": policies, "cost": cost}
+        plain = asdict(replace(self, policies=(), cost=None, groups=()))
+        groups = [group.to_dict() for group in self.groups]
+        return {"mode": "live", **plain, "policies": policies, "cost": cost, "groups": groups}
 
 
 def run_live(config: BenchConfig) -> LiveResult:
@@ -89,30 +110,46 @@ def run_live(config: BenchConfig) -> LiveResult:
     names = list(dict.fromkeys([AUTOREGRESSIVE, *config.policies]))
     contenders = {name: contender(name, setup) for name in names}
     results = time_all(contenders, [ids for _, ids in setup.prompts], config.repeats, config.seed)
-    rates = {name: pool(runs) for name, runs in results.items()}
-    counts = statistics.draws(len(setup.prompts), seed=config.seed)
-    best_static = statistics.fastest({name: rates[name] for name in names if name.startswith("static:")})
-    bases = [name for name in (AUTOREGRESSIVE, best_static, TRANSFORMERS, ASSISTED) if name in rates]
+    whole = _summarise("all", results, config.seed)
+    members = {group: [of == group for of in setup.groups] for group in dict.fromkeys(setup.groups)}
+    by_group = {
+        group: {name: list(compress(results[name], of_group)) for name in names} for group, of_group in members.items()
+    }
     greedy = config.sampling.greedy
     return LiveResult(
-        policies=tuple(
-            PolicyResult(
-                name=name,
-                tokens_per_second=statistics.rate(rates[name], counts),
-                relative_to={base: statistics.ratio(rates[name], rates[base], counts) for base in bases if base},
-                stats=AcceptanceStats.of([r for result in chain(*results[name]) for r in result.rounds]),
-                note=assisted_note() if name == ASSISTED else "",
-            )
-            for name in names
-        ),
-        best_static=best_static,
+        policies=whole.policies,
+        best_static=whole.best_static,
         mismatches=tuple(compare(results, [prompt_id for prompt_id, _ in setup.prompts])) if greedy else (),
         cost=setup.cost,
         threshold=setup.rule.another if setup.rule else None,
         num_prompts=len(setup.prompts),
         dtype=setup.pair.target_identity.dtype,
         greedy=greedy,
+        groups=tuple(
+            _summarise(group, of_group, config.seed, whole.best_static) for group, of_group in by_group.items()
+        ),
     )
+
+
+def _summarise(group: str, results: Results, seed: int, best_static: str | None = None) -> GroupResult:
+    """Rates with intervals, relative to the target alone, to transformers and to `best_static`, by default the fastest
+    static lookahead on these prompts."""
+    rates = {name: pool(runs) for name, runs in results.items()}
+    num_prompts = len(results[AUTOREGRESSIVE])
+    counts = statistics.draws(num_prompts, seed=seed)
+    fastest = statistics.fastest({name: rates[name] for name in rates if name.startswith("static:")})
+    bases = dict.fromkeys((AUTOREGRESSIVE, best_static or fastest, fastest, TRANSFORMERS, ASSISTED))
+    policies = tuple(
+        PolicyResult(
+            name=name,
+            tokens_per_second=statistics.rate(rates[name], counts),
+            relative_to={base: statistics.ratio(rates[name], rates[base], counts) for base in bases if base in rates},
+            stats=AcceptanceStats.of([r for result in chain(*results[name]) for r in result.rounds]),
+            note=assisted_note() if name == ASSISTED else "",
+        )
+        for name in rates
+    )
+    return GroupResult(group, num_prompts, policies, fastest)
 
 
 def contender(name: str, setup: Setup, target: CachedModel | None = None, draft: CachedModel | None = None) -> Generate:

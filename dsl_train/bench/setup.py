@@ -40,17 +40,21 @@ class Setup:
     """Measured anew when there is a predictor: the machine may be busier than it was."""
     rule: StopRule | None
     """What `learned` compares survival with."""
+    groups: tuple[str, ...] = ()
+    """Of each prompt, what the column `by` says; empty without one."""
 
     @classmethod
     def of(cls, config: BenchConfig) -> "Setup":
         pair = open_pair(config)
-        prompts = read_prompts_as_tokens(config, pair)
+        read = read_bench_prompts(config, pair)
+        prompts = encode_prompts(read, pair)
+        groups = tuple(prompt.group for prompt in read) if config.by else ()
         if not any(is_learned(name) for name in config.policies):
-            return cls(config, pair, prompts, None, None, None)
+            return cls(config, pair, prompts, None, None, None, groups)
         predictor = open_predictor(config, pair)
         cost = cached_profile(pair, predictor, config.sampling, fresh=True)
         rule = cost.stop_rule(predictor.threshold) if config.threshold is None else StopRule.of(config.threshold)
-        return cls(config, pair, prompts, predictor, cost, rule)
+        return cls(config, pair, prompts, predictor, cost, rule, groups)
 
     def policy(self, spec: str) -> Policy:
         """Raises DslError if the specification is not understood."""
@@ -83,10 +87,17 @@ def measure_costs(config: BenchConfig) -> CostProfile:
 
 
 def read_prompts_as_tokens(config: BenchConfig, pair: Pair) -> tuple[tuple[str, PairPrompt], ...]:
-    if config.prompts:
-        prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer, kind=pair.kind)
-    else:
-        prompts = [Prompt(f"own-{number}", text) for number, text in enumerate(OWN_PROMPTS)]
+    return encode_prompts(read_bench_prompts(config, pair), pair)
+
+
+def read_bench_prompts(config: BenchConfig, pair: Pair) -> list[Prompt]:
+    if not config.prompts:
+        return [Prompt(f"own-{number}", text) for number, text in enumerate(OWN_PROMPTS)]
+    return read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer, kind=pair.kind, by=config.by)
+
+
+def encode_prompts(prompts: Sequence[Prompt], pair: Pair) -> tuple[tuple[str, PairPrompt], ...]:
+    """Ids and what the pair is given. Raises DslError for a prompt that does not fit the target's context."""
     encoded = tuple((prompt.prompt_id, prompt.encode_for(pair)) for prompt in prompts)
     for prompt_id, prompt in encoded:
         _check_length(prompt_id, begin(prompt), context_length(pair.target))

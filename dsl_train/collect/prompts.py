@@ -9,8 +9,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,8 @@ class Prompt:
     add_special_tokens: bool = True
     """False when a chat template has written them already."""
     audio: Audio | None = None
+    group: str = ""
+    """What the column `by` of :func:`read_prompts` says."""
 
     def encode_for(self, pair: Pair) -> PairPrompt:
         """What the pair is given. Raises DslError if it reads something else."""
@@ -70,20 +73,37 @@ def read_prompts(
     tokenizer: PreTrainedTokenizerBase | None = None,
     split: str = "train",
     kind: Kind = "decoder-only",
+    by: str | None = None,
 ) -> list[Prompt]:
-    """The first `num_prompts` different prompts of a file, of standard input (`-`) or of a Hub dataset.
+    """The first `num_prompts` different prompts of a file, of standard input (`-`) or of a Hub dataset; with `by`, a
+    column, the first so many of each of its values.
 
     Raises DslError for a missing or empty file, an unknown column or a line that cannot be read.
     """
     prompts: dict[str, Prompt] = {}
+    counts: Counter[str] = Counter()
     for record in read_records(source, split):
-        prompt = prompt_of(record, column, tokenizer, kind)
-        prompts.setdefault(prompt.prompt_id, prompt)
-        if len(prompts) == num_prompts:
+        group = "" if by is None else group_of(record, by)
+        if counts[group] == num_prompts:
+            continue
+        prompt = replace(prompt_of(record, column, tokenizer, kind), group=group)
+        if prompt.prompt_id not in prompts:
+            prompts[prompt.prompt_id] = prompt
+            counts[group] += 1
+        if by is None and len(prompts) == num_prompts:
             break
     if not prompts:
         raise no_prompts(source)
     return list(prompts.values())
+
+
+def group_of(record: Record, by: str) -> str:
+    """What the record's column `by` says, as text."""
+    columns = record.columns()
+    if columns.get(by) is None:
+        found = ", ".join(map(str, columns)) or "none"
+        raise DslError(f"{record.where}: no column {by!r} to group by; the columns are {found}")
+    return str(columns[by])
 
 
 def read_turns(source: str, column: str | None = None, num_prompts: int | None = None) -> list[list[str]]:

@@ -18,9 +18,11 @@ _REACHED = 0.01  # positions that fewer rounds reach are left out
 
 
 def save_live(result: LiveResult, folder: Path) -> None:
-    """`speed.png` and `acceptance.png`."""
+    """`speed.png`, `acceptance.png` and, of grouped prompts, `groups.png`."""
     save_png(speed_figure(result), folder / "speed.png")
     save_png(acceptance_figure(result), folder / "acceptance.png")
+    if result.groups:
+        save_png(groups_figure(result), folder / "groups.png")
 
 
 def save_replay(result: ReplayTable, folder: Path) -> None:
@@ -54,6 +56,35 @@ def speed_figure(result: LiveResult) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("tokens per second")
     axes.set_title(f"{result.num_prompts} prompts, {'greedy' if result.greedy else 'sampled'}, 95 % intervals")
+    return figure
+
+
+@matplotlib.rc_context(RC)
+def groups_figure(result: LiveResult) -> Figure:
+    """How many times the target alone, by group: the learned policy, the best static lookahead, the rules."""
+    compared = [policy.name for policy in _speculating(result)]
+    figure = new_figure(1.2 + (0.16 * len(compared) + 0.12) * len(result.groups))
+    axes: Axes = figure.subplots()
+    height = 0.8 / len(compared)
+    for number, name in enumerate(compared):
+        ratios = [group[name].relative_to[AUTOREGRESSIVE] for group in result.groups]
+        axes.barh(
+            [row - 0.4 + (number + 0.5) * height for row in range(len(ratios))],
+            [ratio.estimate for ratio in ratios],
+            xerr=errors(ratios),
+            height=0.9 * height,
+            color=_colour(name) if is_learned(name) else _LINES.get(name.partition(":")[0], style.RULE),
+            error_kw={"elinewidth": 1, "ecolor": style.INK, "capsize": 2},
+            label=name,
+        )
+    axes.set_yticks(range(len(result.groups)), [f"{group.name} ({group.num_prompts})" for group in result.groups])
+    axes.axvline(1.0, color=style.BOUND, linewidth=1, linestyle="--", zorder=0)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("times the target alone")
+    axes.set_title(f"{result.num_prompts} prompts, {'greedy' if result.greedy else 'sampled'}, 95 % intervals")
+    axes.legend(fontsize=9, loc="lower right")
     return figure
 
 

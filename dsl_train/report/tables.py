@@ -7,23 +7,25 @@ from rich.text import Text
 
 from dsl_train.base.cost import CostProfile
 from dsl_train.bench.config import AUTOREGRESSIVE, is_learned
-from dsl_train.bench.live import LiveResult, PolicyResult
+from dsl_train.bench.live import GroupResult, LiveResult, PolicyResult
 from dsl_train.bench.lossless import VerifyResult
 from dsl_train.bench.replay import ReplayTable
 from dsl_train.bench.statistics import Interval
 from dsl_train.report.verdict import verdict
 
 _MAX_MISMATCHES = 10
-_WIDTH = 120  # columns where the output is no terminal
+_WIDTH = 200  # columns where the output is no terminal
 
 
 def show(result: LiveResult | ReplayTable | CostProfile | VerifyResult) -> None:
     """Print a result on standard output."""
     console = Console()
     if not console.is_terminal:
-        console.width = _WIDTH
+        console.width = _WIDTH  # tables in a file are never cut
     if isinstance(result, LiveResult):
         console.print(live_table(result), *live_remarks(result), sep="\n")
+        if result.groups:
+            console.print(group_table(result))
     elif isinstance(result, ReplayTable):
         console.print(replay_table(result), *replay_remarks(result), sep="\n")
     elif isinstance(result, VerifyResult):
@@ -42,6 +44,28 @@ def live_table(result: LiveResult) -> Table:
         table.add_column(header, justify="right")
     for policy in result.policies:
         table.add_row(*_live_row(policy, result), style="bold" if is_learned(policy.name) else "")
+    return table
+
+
+def group_table(result: LiveResult) -> Table:
+    """A row for each group of prompts and one for all: the learned policy, or the last one, beside the others."""
+    shown = next((policy.name for policy in result.policies if is_learned(policy.name)), result.policies[-1].name)
+    table = _table(f"by group: {shown}; 95 % intervals by prompt", "group")
+    headers = ["prompts", "target alone", shown, "x target alone"]
+    headers += [f"vs {result.best_static}", "vs best static there"] if result.best_static else []
+    for header in [*headers, "tokens/round", "accepted"]:
+        table.add_column(header, justify="right")
+    whole = GroupResult("all", result.num_prompts, result.policies, result.best_static)
+    for group in (*result.groups, whole):
+        policy = group[shown]
+        cells = [group.name, str(group.num_prompts), f"{group[AUTOREGRESSIVE].tokens_per_second.estimate:.1f}"]
+        cells += [f"{policy.tokens_per_second.estimate:.1f}", with_interval(policy.relative_to[AUTOREGRESSIVE], ".2f")]
+        if result.best_static and group.best_static:
+            there = f"{as_gain(policy.relative_to[group.best_static])} ({group.best_static.partition(':')[2]})"
+            cells += [as_gain(policy.relative_to[result.best_static]), there]
+        stats = policy.stats
+        cells += [f"{stats.mean_acceptance_length:.2f}", f"{stats.draft_acceptance_rate:.0%}"]
+        table.add_row(*cells, style="bold" if group is whole else "")
     return table
 
 
