@@ -6,7 +6,7 @@ import numpy as np
 
 from dsl_train.api.serving import load_predictor
 from dsl_train.base.records import DraftStep
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.learned import LearnedPolicy
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_traces import make_traces
 
-from dsl_train.base import schema
 from dsl_train.base.cost import CostProfile, price_for
 from dsl_train.base.records import DraftPrimitives, DraftStep, DslError, Round
+from dsl_train.features import entries
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy, roc_threshold
 from dsl_train.policies.registry import POLICIES, make_policy, needs_of
 from dsl_train.policies.rules import HeuristicPolicy
@@ -249,7 +249,7 @@ def test_the_acceptance_model_knows_which_reached_drafts_are_accepted():
     run = np.repeat(decisions.run, decisions.num_decisions)
     reached = (decisions.position >= 1) & (decisions.position <= run + 1)
     probs, accepted = model.probs(decisions.features[reached]), (decisions.position <= run)[reached]
-    sure = decisions.features[reached, schema.FEATURE_NAMES.index("top_prob")] > 0.5
+    sure = decisions.features[reached, entries.FEATURE_NAMES.index("top_prob")] > 0.5
     assert probs[sure].mean() == pytest.approx(accepted[sure].mean(), abs=0.06)
     assert probs[~sure].mean() == pytest.approx(accepted[~sure].mean(), abs=0.06)
 
@@ -269,7 +269,7 @@ def test_an_acceptance_model_survives_its_file_and_a_foreign_one_is_refused(tmp_
     model = fit_acceptance(decisions)
     model.save(file)
     np.testing.assert_array_equal(AcceptanceModel.load(file).probs(decisions.features), model.probs(decisions.features))
-    file.write_text(file.read_text().replace(schema.fingerprint(), "0" * 16))
+    file.write_text(file.read_text().replace(entries.fingerprint(), "0" * 16))
     with pytest.raises(DslError, match=r"fitted for features 0000.*; fit it again"):
         make_policy(f"specdec++:{file}")
     with pytest.raises(DslError, match="holds no acceptance model"):
@@ -291,7 +291,7 @@ def test_the_logistic_fit_is_calibrated_at_every_position():
     policy = make_policy("logistic:0," + ",".join(map(str, (slope, *intercepts))))
     assert slope > 0
     assert policy.max_lookahead == decisions.max_lookahead
-    probs = np.clip(decisions.features[:, schema.FEATURE_NAMES.index("top_prob")].astype(float), 1e-6, 1 - 1e-6)
+    probs = np.clip(decisions.features[:, entries.FEATURE_NAMES.index("top_prob")].astype(float), 1e-6, 1 - 1e-6)
     signal = np.where(decisions.position == 0, 0.0, np.log(probs / (1 - probs)))
     predicted = 1 / (1 + np.exp(-(slope * signal + intercepts[decisions.position])))
     for position in range(4):

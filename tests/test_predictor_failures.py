@@ -11,6 +11,7 @@ from synthetic_traces import PAIR, write_traces
 from dsl_train.base import schema
 from dsl_train.base.records import DslError
 from dsl_train.cli.train import main
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.train.config import TrainConfig
 from dsl_train.train.export import export_onnx
@@ -75,7 +76,7 @@ def test_a_missing_onnx_file_is_named(folder):
 def test_another_schema_shows_both_versions_and_fingerprints(folder):
     edit(folder, lambda described: described["schema"].update(version=7, fingerprint="feedfeedfeedfeed"))
     with pytest.raises(
-        DslError, match=rf"schema v7: feedfeedfeedfeed.*v{schema.SCHEMA_VERSION}: {schema.fingerprint()}"
+        DslError, match=rf"schema v7: feedfeedfeedfeed.*v{schema.SCHEMA_VERSION}: {entries.fingerprint()}"
     ):
         Predictor.load(folder)
 
@@ -87,7 +88,7 @@ def test_a_feature_this_build_does_not_know_is_a_schema_mismatch(folder):
 
 
 def test_files_of_two_predictors_are_not_mixed(folder):
-    export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(4, 2), folder / "predictor.onnx")
+    export_onnx(SurvivalNetwork(entries.CORE, (4,)), entries.CORE, torch.rand(4, 2), folder / "predictor.onnx")
     with pytest.raises(DslError, match=r"exported for 2 features .* describes 19"):
         Predictor.load(folder)
 
@@ -132,7 +133,7 @@ def test_an_output_of_another_configuration_is_kept_unless_overwrite(folder, tra
         fit(small(trace_folder, folder, features="core"))
     assert (folder / "predictor.onnx").read_bytes() == before
     fit(small(trace_folder, folder, features="core", overwrite=True))
-    assert Predictor.load(folder).names == schema.CORE
+    assert Predictor.load(folder).names == entries.CORE
 
 
 def test_a_models_own_folder_is_no_output_even_with_overwrite(trace_folder, tmp_path):

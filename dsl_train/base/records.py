@@ -45,7 +45,7 @@ class DraftStep(NamedTuple):
 
     @property
     def features(self) -> np.ndarray:
-        """[F] float32 in `schema.FEATURE_NAMES` order; only for policies whose `needs` is "features", and only while
+        """[F] float32 in `FEATURE_NAMES` order; only for policies whose `needs` is "features", and only while
         they are asked. Computed as it is read, which is most of what a policy costs."""
         return self.read_features()
 

@@ -18,6 +18,7 @@ import onnxruntime
 from dsl_train.base import cost, schema
 from dsl_train.base.guess import GuessTable
 from dsl_train.base.records import DslError
+from dsl_train.features import entries
 from dsl_train.predictor.light import LightNetwork, initializers
 
 ONNX, CONFIG, CARD = "predictor.onnx", "config.json", "README.md"
@@ -52,7 +53,7 @@ class Predictor:
         self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
         self.guesses = _guess_tables(folder, config.get("guesses", []))
         """What it answers where it could be guessed, by temperature; none of predictors older than that."""
-        self._columns = np.array([schema.FEATURE_NAMES.index(name) for name in self.names])
+        self._columns = np.array([entries.FEATURE_NAMES.index(name) for name in self.names])
         self._light = _light_network(folder / ONNX, self._survivals, self._columns, self.names)
 
     @classmethod
@@ -137,7 +138,7 @@ def _light_network(
         network = LightNetwork(initializers(path.read_bytes()), columns.tolist(), position)
     except (KeyError, IndexError, ValueError):
         return None
-    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, len(schema.FEATURE_NAMES))).astype(np.float32)
+    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, len(entries.FEATURE_NAMES))).astype(np.float32)
     expected = survivals(np.ascontiguousarray(rows[:, columns]))
     agrees = np.allclose([network.survival(row) for row in rows], expected, rtol=0, atol=1e-5)
     return network if agrees else None
@@ -175,12 +176,12 @@ def _guess_tables(folder: Path, described: Any) -> tuple[GuessTable, ...]:
 
 def _check_schema(folder: Path, described: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     names: Sequence[str] = described["names"]
-    known = all(name in schema.FEATURE_NAMES for name in names)
-    ours = schema.fingerprint(tuple(names)) if known else "some features unknown"
+    known = all(name in entries.FEATURE_NAMES for name in names)
+    ours = entries.fingerprint(tuple(names)) if known else "some features unknown"
     if described["fingerprint"] != ours:
         raise DslError(
             f"{folder / ONNX} expects {len(names)} features (schema v{described['version']}: "
-            f"{described['fingerprint']}) but this build computes {len(schema.FEATURE_NAMES)} "
+            f"{described['fingerprint']}) but this build computes {len(entries.FEATURE_NAMES)} "
             f"(schema v{schema.SCHEMA_VERSION}: {ours}); "
             f"train it again with dsl-train, or install the version that wrote it"
         )

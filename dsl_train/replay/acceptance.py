@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.specdec import AcceptanceModel, inputs_of
 from dsl_train.traces.decisions import Decisions
 

@@ -14,7 +14,7 @@ import numpy as np
 from dsl_train.base.cost import Price, StopRule, marginal, question, round_costs
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import Round
-from dsl_train.replay.walk import PolicyWalk
+from dsl_train.replay.policy_rounds import PolicyRounds
 from dsl_train.traces.decisions import Decisions
 
 #: Share of rounds that may run out of recorded tail before a replay is called inexact.
@@ -187,7 +187,7 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
     unasked: list[int] = []
     rounds: list[tuple[Round, ...]] = []
     for number in range(decisions.num_sequences):
-        walk = PolicyWalk(decisions, policy, number)
+        walk = PolicyRounds(decisions, policy, number)
         policy.reset()
         rounds.append(tuple(walk))
         starts += walk.starts

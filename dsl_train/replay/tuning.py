@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dsl_train.base.cost import Price, price_for
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.registry import make_policy, needs_of
 from dsl_train.policies.signals import EPSILON, SvipPolicy, logistic_spec
 from dsl_train.replay.acceptance import acceptance_products, fit_acceptance

@@ -16,6 +16,7 @@ import torch
 from dsl_train.base import files, schema
 from dsl_train.base.guess import GuessTable
 from dsl_train.base.records import DslError
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import (
     CARD,
     CONFIG,
@@ -54,7 +55,7 @@ def write_artifact(
     difference = export_onnx(network, names, rows, output / ONNX)
     config = {
         "format_version": FORMAT_VERSION,
-        "schema": {"version": schema.SCHEMA_VERSION, "names": list(names), "fingerprint": schema.fingerprint(names)},
+        "schema": {"version": schema.SCHEMA_VERSION, "names": list(names), "fingerprint": entries.fingerprint(names)},
         "pair": decisions.traces.pair,
         "threshold_table": {"c_eff": list(table.c_eff), "threshold": list(table.threshold)},
         "guesses": [guess.to_dict() for guess in guesses],

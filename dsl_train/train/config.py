@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsl_train.base import schema
+from dsl_train.features import entries
 
 #: Prices of a draft token, in target steps, for which the stop rule is solved.
 C_GRID = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4, 0.55, 0.75, 1.0)
@@ -51,12 +51,12 @@ class TrainConfig:
         for name in ("max_lookahead", "epochs", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be positive")
-        schema.select(self.features)
+        entries.select(self.features)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The chosen features in schema order."""
-        return schema.select(self.features)
+        return entries.select(self.features)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, which is YAML that `--config` reads."""

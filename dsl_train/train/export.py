@@ -14,6 +14,7 @@ from torch import nn
 
 from dsl_train.base import files, schema
 from dsl_train.base.records import DslError
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import open_session
 from dsl_train.train.network import SurvivalNetwork
 
@@ -50,7 +51,7 @@ def export_onnx(network: SurvivalNetwork, names: tuple[str, ...], rows: torch.Te
         )
     assert program is not None
     program.model.metadata_props["schema_version"] = str(schema.SCHEMA_VERSION)
-    program.model.metadata_props["schema_fingerprint"] = schema.fingerprint(names)
+    program.model.metadata_props["schema_fingerprint"] = entries.fingerprint(names)
     program.model.metadata_props["feature_names"] = json.dumps(list(names))
     with files.replacing(path) as temporary:
         program.save(str(temporary), external_data=False)

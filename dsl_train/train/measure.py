@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dsl_train.base import schema
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import ThresholdTable
 from dsl_train.replay.rounds import replay_static, replay_survival
 from dsl_train.replay.tuning import tune_static
@@ -33,7 +33,7 @@ def measure(decisions: Decisions, data: TraceDataModule, survival: np.ndarray, t
         np.flatnonzero(splits[decisions.sequence] == SPLITS.index(split)) for split in ("test", "train")
     )
     labels, position = decisions.survival, decisions.position
-    core = [schema.FEATURE_NAMES.index(name) for name in schema.CORE]
+    core = [entries.FEATURE_NAMES.index(name) for name in entries.CORE]
     train_core, test_core = (decisions.features[part][:, core] for part in (train_rows, rows))
     floor = metrics.logistic_floor(train_core, labels[train_rows], test_core)
     prompts = np.asarray(decisions.prompt_ids)

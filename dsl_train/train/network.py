@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dsl_train.base.schema import FEATURES
+from dsl_train.features.entries import FEATURES
 from dsl_train.predictor.light import INPUT_CLIP, PROB_CLIP
 
-#: Positions calibrated one by one; those behind share the last one's shift.
+#: Positions calibrated one by one; later positions share the last one's shift.
 POSITIONS = 16
 
 

@@ -16,7 +16,7 @@ from dsl_train.traces.decisions import Decisions, draft_records
 UNKNOWN_TOKEN = -1
 
 
-class PolicyWalk:
+class PolicyRounds:
     """The rounds of text number `sequence`, one at a time; `starts`, `exhausted` and `unasked` grow with them."""
 
     def __init__(self, decisions: Decisions, policy: Policy, sequence: int) -> None:
