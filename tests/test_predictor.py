@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,8 +66,12 @@ def test_the_artifact_holds_what_the_design_says_and_the_training_explains_itsel
     assert list((config.output / "training").glob("events.*"))
 
 
-def test_a_trained_predictor_answers_for_one_vector_without_its_runtime(trained, config):
-    assert Predictor.load(config.output)._light is not None
+def test_threads_that_ask_at_once_get_their_own_answers(trained, config):
+    predictor = Predictor.load(config.output)
+    vectors = np.random.default_rng(0).random((400, len(entries.FEATURE_NAMES)), dtype=np.float32)
+    alone = [predictor.survival(vector) for vector in vectors]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(predictor.survival, vectors)) == alone
 
 
 def test_a_network_that_does_not_see_the_position_is_right_on_average_over_all_of_them(trace_folder):

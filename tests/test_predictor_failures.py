@@ -1,9 +1,11 @@
 """Each bad input of training and of loading has one clear message, and nothing is lost."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from synthetic_traces import PAIR, write_traces
@@ -45,6 +47,7 @@ def edit(folder: Path, change) -> None:
     path = folder / "config.json"
     described = json.loads(path.read_text())
     change(described)
+    described.pop("content_sha256", None)  # as older versions wrote it
     path.write_text(json.dumps(described))
 
 
@@ -57,6 +60,46 @@ def test_a_truncated_onnx_file_is_damaged_not_a_traceback(folder):
     path = folder / "predictor.onnx"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DslError, match=r"predictor.onnx \(1000 bytes\) is damaged"):
+        Predictor.load(folder)
+
+
+def test_a_changed_byte_of_the_onnx_file_is_found_before_it_is_opened(folder):
+    path = folder / "predictor.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DslError, match=r"predictor.onnx .* is damaged or of another predictor: sha256"):
+        Predictor.load(folder)
+
+
+def test_a_damaged_file_of_an_older_predictor_leaves_stdout_alone(folder, capfd):
+    edit(folder, lambda described: described.pop("onnx_sha256"))
+    path = folder / "predictor.onnx"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        content = bytearray(whole)
+        first = int(rng.integers(len(content)))
+        content[first : first + 40] = bytes(40)
+        path.write_bytes(content)
+        with contextlib.suppress(DslError):
+            Predictor.load(folder)
+    assert capfd.readouterr().out == ""
+
+
+def test_an_edited_configuration_is_refused_until_its_seal_is_taken_off(folder):
+    path = folder / "config.json"
+    described = {**json.loads(path.read_text()), "max_lookahead": 3}
+    path.write_text(json.dumps(described))
+    with pytest.raises(DslError, match=r"config.json is damaged or was edited .*delete the key content_sha256 to keep"):
+        Predictor.load(folder)
+    edit(folder, lambda described: None)
+    assert Predictor.load(folder).max_lookahead == 3
+
+
+def test_an_older_configuration_that_lacks_a_value_is_damaged(folder):
+    edit(folder, lambda described: described["threshold_table"].pop("c_eff"))
+    with pytest.raises(DslError, match=r"is damaged \(KeyError: 'c_eff'\); copy it again"):
         Predictor.load(folder)
 
 
@@ -89,6 +132,9 @@ def test_a_feature_this_build_does_not_know_is_a_schema_mismatch(folder):
 
 def test_files_of_two_predictors_are_not_mixed(folder):
     export_onnx(SurvivalNetwork(entries.CORE, (4,)), entries.CORE, torch.rand(4, 2), folder / "predictor.onnx")
+    with pytest.raises(DslError, match=r"is damaged or of another predictor: sha256 .* its config.json says"):
+        Predictor.load(folder)
+    edit(folder, lambda described: described.pop("onnx_sha256"))
     with pytest.raises(DslError, match=r"exported for 2 features .* describes 19"):
         Predictor.load(folder)
 
@@ -120,6 +166,16 @@ def test_a_predictor_of_another_pair_shows_both_values(whole, role, key, value):
     predictor.check_pair(**PAIR)
     with pytest.raises(DslError, match=rf"trained for {role} models/{role} \({key} .*this {role} is .*{value}"):
         predictor.check_pair(**{**PAIR, role: {**PAIR[role], key: value}})
+
+
+@pytest.mark.parametrize(("revision", "named"), [("other", "revision other"), (None, "no known revision")])
+def test_other_weights_of_the_same_shape_are_warned_of_by_both_names(folder, caplog, revision, named):
+    edit(folder, lambda described: described["pair"]["draft"].update(revision="first"))
+    predictor = Predictor.load(folder)
+    predictor.check_pair(PAIR["target"], {**PAIR["draft"], "revision": "first"})
+    assert not caplog.records
+    predictor.check_pair(PAIR["target"], {**PAIR["draft"], "id": "tuned", "revision": revision})
+    assert f"draft models/draft of revision first, this one (tuned) has {named}" in caplog.text
 
 
 def test_configuration_hashes_of_different_transformers_versions_are_not_compared(folder):

@@ -14,6 +14,11 @@ class DslError(Exception):
     """A failure the user can mend: the message names the thing, both values and the next step. CLIs print it alone."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, at most 200 characters; its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class DraftPrimitives(NamedTuple):  # like DraftStep made for every draft token, and a tuple is made the fastest
     """What one draft distribution says, at temperature (1 when greedy), before top-k and top-p."""
 

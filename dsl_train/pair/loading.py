@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dsl_train.base.records import DslError
+from dsl_train.base.records import DslError, first_line
 from dsl_train.pair import vocabulary
 from dsl_train.pair.identity import ModelIdentity, describe_model
 from dsl_train.runners.supported import check_encoder_decoder, check_pair_supported, check_supported
@@ -252,7 +252,3 @@ def _has_tokenizer(name: str) -> bool:
 
 def _unreadable(name: str, wanted: str) -> str:
     return f"is not {wanted}" if Path(name).is_dir() else f"is neither {wanted} here nor one readable from the Hub"
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -22,6 +22,7 @@ from dsl_train.predictor.runtime import (
     CONFIG,
     FORMAT_VERSION,
     ONNX,
+    ONNX_DIGEST,
     SHIPPED,
     Predictor,
     ThresholdTable,
@@ -53,8 +54,9 @@ def write_artifact(
     """Write all files, each atomically, and open the result once. `rows` [n, F] are real raw features for the
     parity check. Returns config.json's content. A reader in between sees a fingerprint mismatch, never half a file."""
     difference = export_onnx(network, names, rows, output / ONNX)
-    config = {
+    config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
+        ONNX_DIGEST: files.sha256(output / ONNX),
         "schema": {"version": schema.SCHEMA_VERSION, "names": list(names), "fingerprint": entries.fingerprint(names)},
         "pair": decisions.traces.pair,
         "threshold_table": {"c_eff": list(table.c_eff), "threshold": list(table.threshold)},
@@ -68,7 +70,7 @@ def write_artifact(
     }
     files.write_text(output / CARD, card(config))
     write_loader(output)
-    files.write_json(output / CONFIG, config)
+    files.write_json(output / CONFIG, files.sealed(config))
     Predictor.load(output)
     return config
 
