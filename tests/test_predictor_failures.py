@@ -1,11 +1,9 @@
 """Each bad input of training and of loading has one clear message, and nothing is lost."""
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from synthetic_traces import PAIR, write_traces
@@ -75,15 +73,9 @@ def test_a_changed_byte_of_the_onnx_file_is_found_before_it_is_opened(folder):
 def test_a_damaged_file_of_an_older_predictor_leaves_stdout_alone(folder, capfd):
     edit(folder, lambda described: described.pop("onnx_sha256"))
     path = folder / "predictor.onnx"
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        content = bytearray(whole)
-        first = int(rng.integers(len(content)))
-        content[first : first + 40] = bytes(40)
-        path.write_bytes(content)
-        with contextlib.suppress(DslError):
-            Predictor.load(folder)
+    path.write_bytes(path.read_bytes().replace(b"Sigmoid", b"\xffigmoid"))  # not UTF-8
+    with pytest.raises(DslError, match=r"predictor.onnx .* is damaged or no ONNX model"):
+        Predictor.load(folder)
     assert capfd.readouterr().out == ""
 
 
