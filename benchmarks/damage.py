@@ -10,8 +10,9 @@ pieces swapped) and loads it as a user does. The outcome of each is one of four:
     different    the file loads and says something else
     traceback    any other exception
 
-`different` is allowed only where nothing could tell: artifacts of versions that recorded no digests, and YAML files
-that people write by hand. A damaged draft is judged by the text, which is the target's own whatever the draft is.
+`different` is allowed only where nothing could tell: artifacts of versions that recorded no digests, tokenizers, and
+YAML files, which people write by hand. A damaged draft is judged by the generated text, which is the target's own with
+any draft.
 """
 
 import argparse
@@ -29,14 +30,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dsl_train.api.speculator import generate
 from dsl_train.base import files, schema
 from dsl_train.base.records import DslError
 from dsl_train.cli.app import run
 from dsl_train.features import entries
-from dsl_train.pair.loading import Placement, load_model
+from dsl_train.pair.loading import Placement, load_model, load_tokenizer
 from dsl_train.predictor.runtime import CONFIG, FORMAT_VERSION, ONNX, ONNX_DIGEST, Predictor
 from dsl_train.traces import store
 from dsl_train.train.config import TrainConfig
@@ -146,6 +150,7 @@ def make_artifacts(folder: Path) -> list[Artifact]:
         files.write_json(document, {key: value for key, value in content.items() if key not in digests})
     return [
         *_of_draft(folder / "draft"),
+        *_of_tokenizer(folder / "tokenizer"),
         *_of_yaml(folder / "train.yaml"),
         *(artifact for age in ("new", "older") for artifact in _of_predictor(folder / age / "predictor", age)),
         *(artifact for age in ("new", "older") for artifact in _of_traces(folder / age / "traces", age)),
@@ -208,6 +213,20 @@ def _of_draft(folder: Path) -> Iterator[Artifact]:
 
     for file in ("model.safetensors", "config.json"):
         yield Artifact(f"draft {file}", folder / file, load)
+
+
+def _of_tokenizer(folder: Path) -> Iterator[Artifact]:
+    words = {word: i for i, word in enumerate(["<unk>", "<eos>", *(f"word{i}" for i in range(40))])}
+    core = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+
+    def load() -> Any:
+        tokenizer = load_tokenizer(str(folder))
+        return tokenizer.encode("word3 word5 other"), tokenizer.decode([4, 5, 6]), sorted(tokenizer.get_vocab().items())
+
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        yield Artifact(file, folder / file, load, may_differ=True)
 
 
 def _tiny_model(seed: int) -> LlamaForCausalLM:

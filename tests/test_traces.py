@@ -121,9 +121,13 @@ def test_an_edited_manifest_is_refused_until_its_seal_is_taken_off(tmp_path):
     path = write_folder(tmp_path) / "manifest.json"
     manifest = {**json.loads(path.read_text()), "parts": [0]}
     path.write_text(json.dumps(manifest))
-    with pytest.raises(DslError, match=r"manifest.json is damaged or was edited .*delete the key content_sha256"):
+    with pytest.raises(DslError, match=r"was edited .*delete the keys content_sha256 and sha256"):
         open_traces([tmp_path])
     del manifest["content_sha256"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DslError, match="content_sha256 is missing"):
+        open_traces([tmp_path])
+    del manifest["sha256"]
     path.write_text(json.dumps(manifest))
     assert len(open_traces([tmp_path]).sequences) == 1
 

@@ -199,11 +199,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} holds traces of version {found}, but version {schema.TRACE_VERSION} is read here; collect "
             "again, or use the dsl-train version that wrote it"
         )
-    broken = files.broken_seal(manifest)
+    lost = DIGESTS in manifest and files.SEAL not in manifest  # they are written together
+    broken = f"{files.SEAL} is missing" if lost else files.broken_seal(manifest)
     if broken:
         raise DslError(
             f"{path} is damaged or was edited ({broken}); delete it and run the same dsl-collect command again, or "
-            f"delete the key {files.SEAL} to keep an edit"
+            f"delete the keys {files.SEAL} and {DIGESTS} to keep an edit"
         )
     return manifest
 

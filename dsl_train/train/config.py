@@ -1,4 +1,4 @@
-"""What `dsl-train` can be told. Standard library only."""
+"""The options of `dsl-train`. Standard library only."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ class TrainConfig:
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     epochs: int = 8
-    """Passes over the training rows; the best by validation loss is kept, mostly one of the last."""
+    """Passes over the training rows; the network of the epoch with the least validation loss is kept."""
     batch_size: int = 2048
-    """Rows per optimiser step; shrunk for small traces to make at least 20 steps an epoch."""
+    """Rows per optimiser step; smaller for small traces, so that an epoch has at least 20 steps."""
     learning_rate: float = 5e-3
     """Peak of the learning-rate cycle."""
     seed: int = 0
-    """Of the split by prompt, the initial weights and the order of rows."""
+    """Seed of the split by prompt, the initial weights and the order of rows."""
     export_only: bool = False
     """Skip the training: calibrate, measure and export the best checkpoint in `output` again."""
     overwrite: bool = False

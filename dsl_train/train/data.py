@@ -24,7 +24,7 @@ Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Batches:
-    """A part in slices of whole tensors: no per-row work. Shuffled anew in every pass."""
+    """A part in batches that are slices of whole tensors, without work for each row. A generator shuffles them."""
 
     def __init__(self, part: Part, batch_size: int, generator: torch.Generator | None = None) -> None:
         self.part, self.batch_size, self.generator = part, batch_size, generator

@@ -1,4 +1,4 @@
-"""From the trained network to one small ONNX file that gives the same numbers. The door to torch.onnx and onnx."""
+"""Exports the trained network as one small ONNX file that gives the same numbers. The door to torch.onnx and onnx."""
 
 import contextlib
 import io
@@ -35,8 +35,8 @@ class _Survival(nn.Module):
 def export_onnx(network: SurvivalNetwork, names: tuple[str, ...], rows: torch.Tensor, path: Path) -> float:
     """Write `path` atomically: `features` [N, F] -> `survival` [N], schema in its metadata.
 
-    `rows` [N, F] are real raw features; both versions must agree on them. Returns the largest difference and raises
-    DslError, leaving nothing behind, if it exceeds TOLERANCE or the file MAX_BYTES.
+    `rows` [N, F] are real raw features; both versions must agree on them. Returns the largest difference. Raises
+    DslError, and writes nothing, if the difference exceeds TOLERANCE or the file MAX_BYTES.
     """
     network = network.eval()
     with _quiet():
@@ -71,13 +71,13 @@ def _difference(network: SurvivalNetwork, rows: torch.Tensor, path: Path) -> flo
     with torch.no_grad():
         expected = network.survival(rows).numpy()
     actual = open_session(path).run(None, {"features": rows.numpy()})[0]
-    one = open_session(path).run(None, {"features": rows[:1].numpy()})[0]  # the shape that serving uses
+    one = open_session(path).run(None, {"features": rows[:1].numpy()})[0]  # the shape in generation
     return float(max(np.abs(actual - expected).max(), np.abs(one - expected[:1]).max()))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress lines on stdout and its notices about its own internals."""
+    """Suppress the exporter's progress lines on stdout and its notices about its own internals."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         level = logging.getLogger("torch.onnx").level
