@@ -19,6 +19,9 @@ from dsl_train.train.fit import fit
 from dsl_train.train.network import SurvivalNetwork
 
 
+NUM = len(entries.FEATURE_NAMES)
+
+
 @pytest.fixture(scope="module")
 def trace_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_traces(tmp_path_factory.mktemp("traces"), num_prompts=6, length=20)
@@ -118,7 +121,7 @@ def test_another_schema_shows_both_versions_and_fingerprints(folder):
 
 def test_a_feature_this_build_does_not_know_is_a_schema_mismatch(folder):
     edit(folder, lambda described: described["schema"]["names"].append("mood"))
-    with pytest.raises(DslError, match=r"expects 20 features .* but this build computes 19 .*unknown"):
+    with pytest.raises(DslError, match=rf"expects {NUM + 1} features .* but this build computes {NUM} .*unknown"):
         Predictor.load(folder)
 
 
@@ -127,7 +130,7 @@ def test_files_of_two_predictors_are_not_mixed(folder):
     with pytest.raises(DslError, match=r"is damaged or of another predictor: sha256 .* its config.json says"):
         Predictor.load(folder)
     edit(folder, lambda described: described.pop("onnx_sha256"))
-    with pytest.raises(DslError, match=r"exported for 2 features .* describes 19"):
+    with pytest.raises(DslError, match=rf"exported for 2 features .* describes {NUM}"):
         Predictor.load(folder)
 
 
