@@ -18,7 +18,6 @@ from dsl_train.train.export import export_onnx
 from dsl_train.train.fit import fit
 from dsl_train.train.network import SurvivalNetwork
 
-
 NUM = len(entries.FEATURE_NAMES)
 
 
