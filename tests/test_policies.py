@@ -1,6 +1,7 @@
 """Every rule as it is defined, step by step; the factory; tuning."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -283,6 +284,14 @@ def test_the_logistic_fit_does_not_overshoot_where_the_draft_is_very_sure():
     slope, intercepts = fit_logistic(build(make_traces(*texts, tail=8, probs=sure), max_lookahead=8))
     assert abs(slope) < 1.0
     assert np.abs(intercepts).max() < 20.0
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_the_logistic_fit_of_drafts_that_all_end_alike_is_sure_of_it(survives):
+    decisions = telling_decisions()
+    slope, intercepts = fit_logistic(replace(decisions, survival=np.full(len(decisions), survives)))
+    assert slope == 0.0
+    assert set(intercepts > 0) == {survives}
 
 
 def test_the_logistic_fit_is_calibrated_at_every_position():

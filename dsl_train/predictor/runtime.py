@@ -101,7 +101,7 @@ class Predictor:
 
     def survival(self, vector: np.ndarray) -> float:
         """P(everything drafted and the next token are accepted); `vector` [F] float32 in schema order."""
-        return float(self._survivals(vector[None, self._columns])[0])
+        return float(self._survivals(vector.take(self._columns)[None])[0])
 
     def survival_batch(self, vectors: np.ndarray) -> np.ndarray:
         """[N, F] -> [N] float32."""

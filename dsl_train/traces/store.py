@@ -211,12 +211,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_form(manifest: dict[str, Any]) -> None:
     """Raises KeyError or TypeError for a manifest that lacks what is read from it."""
-    for role in ("target", "draft"):
-        dict(manifest["pair"][role])
     for part in manifest["parts"]:
         operator.index(part)
-    for key in ("counts", "config", "sampling", DIGESTS):
-        dict(manifest.get(key, {}))
+    optional = (manifest.get(key, {}) for key in ("counts", "config", "sampling", DIGESTS))
+    for mapping in (manifest["pair"]["target"], manifest["pair"]["draft"], *optional):
+        dict(mapping)
 
 
 def _check_same_pair(first: Path, expected: dict[str, Any], folder: Path, found: dict[str, Any]) -> None:
