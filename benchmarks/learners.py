@@ -18,7 +18,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dsl_train.base import schema
+from dsl_train.features import entries
 from dsl_train.traces.decisions import Decisions
 from dsl_train.train import metrics
 from dsl_train.train.data import split_by_prompt
@@ -74,13 +74,13 @@ def validation_sequences(known: Decisions, seed: int) -> np.ndarray:
 class Learner:
     """A network on the chosen features. Answers [N] survival of all rows."""
 
-    names: tuple[str, ...] = schema.FEATURE_NAMES
+    names: tuple[str, ...] = entries.FEATURE_NAMES
     hidden: tuple[int, ...] = HIDDEN
     epochs: int = 10
     seed: int = 0
 
     def inputs(self, rows: Rows) -> torch.Tensor:
-        columns = [schema.FEATURE_NAMES.index(name) for name in self.names]
+        columns = [entries.FEATURE_NAMES.index(name) for name in self.names]
         return torch.from_numpy(np.ascontiguousarray(rows.features[:, columns]))
 
     def direct(self, rows: Rows, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -162,7 +162,7 @@ class Learner:
 
 def boosting(rows: Rows, names: tuple[str, ...], seed: int) -> np.ndarray:
     """scikit-learn's gradient boosted trees on hard labels."""
-    columns = [schema.FEATURE_NAMES.index(name) for name in names]
+    columns = [entries.FEATURE_NAMES.index(name) for name in names]
     model = HistGradientBoostingClassifier(max_iter=200, max_leaf_nodes=31, learning_rate=0.1, random_state=seed)
     model.fit(rows.features[rows.train][:, columns], rows.hard[rows.train])
     return _calibrated(model.decision_function(rows.features[:, columns]), rows)
@@ -170,7 +170,7 @@ def boosting(rows: Rows, names: tuple[str, ...], seed: int) -> np.ndarray:
 
 def logistic(rows: Rows, names: tuple[str, ...], seed: int) -> np.ndarray:
     """Logistic regression, standardised: the floor of `dsl-train`."""
-    columns = [schema.FEATURE_NAMES.index(name) for name in names]
+    columns = [entries.FEATURE_NAMES.index(name) for name in names]
     values = rows.features[:, columns]
     return metrics.logistic_floor(values[rows.train], rows.hard[rows.train], values, seed)
 

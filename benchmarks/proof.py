@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from dsl_train.api.serving import load_predictor
-from dsl_train.base import files, schema
+from dsl_train.base import files
 from dsl_train.base.cost import CostProfile, Price, StopRule, c_of, rule_at
 from dsl_train.base.sampling import Sampling
 from dsl_train.bench import statistics
@@ -34,6 +34,7 @@ from dsl_train.bench.replay import BOUNDS, by_prompt, coupling_draws, price_of
 from dsl_train.bench.statistics import Interval, Rates
 from dsl_train.bench.tuned import replay_spec
 from dsl_train.costs.timing import measure
+from dsl_train.features import entries
 from dsl_train.pair.loading import load_pair
 from dsl_train.pair.prompt import typical_runners
 from dsl_train.policies.registry import make_policy
@@ -172,7 +173,7 @@ def contest(
     sampled = any(text.temperature > 0 for text in test.sequences)
     published = {spec: replay.replay_policy(test, make_policy(spec)) for spec in AS_PUBLISHED}
     bounds = {bound: replay_bound(test) for bound, replay_bound in BOUNDS.items()}
-    own_file, own_names = file.with_stem(f"{file.stem}-draft"), schema.select("draft,block")
+    own_file, own_names = file.with_stem(f"{file.stem}-draft"), entries.select("draft,block")
     own_signals = tune_specdec(train, prices, own_file, own_names)
     for price, tuned, own in zip(prices, tune_baselines(train, prices, file), own_signals, strict=True):
         tuned = {**tuned, OWN_SIGNALS: own}

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from learners import Learner, Rows, boosting, logistic, running_sum, validation_sequences
 
-from dsl_train.base import files, schema
+from dsl_train.base import files
 from dsl_train.base.cost import CostProfile, Price, price_for, rule_at
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import ThresholdTable
 from dsl_train.replay.rounds import replay_static, replay_survival, solve_thresholds
 from dsl_train.replay.tuning import tune_static
@@ -110,10 +111,10 @@ def variants(plain: Learner) -> Iterator[Variant]:
 
     yield Variant("recipe", "direct, soft labels, 64-64, mixed temperatures", direct(plain))
     yield Variant("noise", "another seed", direct(replace(plain, seed=plain.seed + 1)))
-    yield Variant("features", "core", direct(replace(plain, names=schema.CORE)))
-    for group in schema.GROUPS:
-        kept = set(schema.FEATURE_NAMES) - set(schema.select(group)) | {"position"}
-        names = tuple(name for name in schema.FEATURE_NAMES if name in kept)
+    yield Variant("features", "core", direct(replace(plain, names=entries.CORE)))
+    for group in entries.GROUPS:
+        kept = set(entries.FEATURE_NAMES) - set(entries.select(group)) | {"position"}
+        names = tuple(name for name in entries.FEATURE_NAMES if name in kept)
         yield Variant("features", f"without {group}", direct(replace(plain, names=names)))
     yield Variant("head", "product of acceptances", plain.product)
     yield Variant("head", "direct, the product as an input", plain.combined)
@@ -125,8 +126,8 @@ def variants(plain: Learner) -> Iterator[Variant]:
         "weights", "states the policy visits", lambda rows: plain.direct(rows, rows.soft, visits(plain, rows))
     )
     yield Variant("temperatures", "a network for each", lambda rows: by_temperature(plain, rows))
-    yield Variant("class", "logistic regression", lambda rows: logistic(rows, schema.FEATURE_NAMES, plain.seed))
-    yield Variant("class", "boosted trees", lambda rows: boosting(rows, schema.FEATURE_NAMES, plain.seed))
+    yield Variant("class", "logistic regression", lambda rows: logistic(rows, entries.FEATURE_NAMES, plain.seed))
+    yield Variant("class", "boosted trees", lambda rows: boosting(rows, entries.FEATURE_NAMES, plain.seed))
 
 
 def visits(learner: Learner, rows: Rows) -> np.ndarray:
@@ -138,7 +139,7 @@ def visits(learner: Learner, rows: Rows) -> np.ndarray:
 
 def by_temperature(learner: Learner, rows: Rows) -> np.ndarray:
     """[N] each temperature answered for by a network that saw no other; what was not trained on, by none."""
-    value = np.round(rows.features[:, schema.FEATURE_NAMES.index("temperature")], 3)
+    value = np.round(rows.features[:, entries.FEATURE_NAMES.index("temperature")], 3)
     survival = np.full(len(value), 0.5)
     for temperature in np.unique(value[rows.train]):
         same = value == temperature

@@ -37,8 +37,8 @@ LOOP = {"base", "features", "runners", "policies", "loop"}
 #: Folders or modules that alone import a heavy dependency.
 DOORS = {
     "lightning": {"train"},
-    "pyarrow": {"traces.store"},
-    "datasets": {"traces.store", "collect.sources"},
+    "pyarrow": {"traces.parquet"},
+    "datasets": {"collect.sources"},
     "onnxruntime": {"predictor.runtime"},
     "onnx": {"train"},
     "huggingface_hub": {"pair.hub"},

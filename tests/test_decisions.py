@@ -5,10 +5,11 @@ import pytest
 from tiny_traces import EOS, PROMPT, make_traces
 
 from dsl_train.base.records import DslError
-from dsl_train.base.schema import FEATURE_NAMES
-from dsl_train.features.vector import BlockState, TextState, assemble
+from dsl_train.features.entries import FEATURE_NAMES
+from dsl_train.features.state import BlockState, TextState
+from dsl_train.features.vector import assemble
 from dsl_train.traces.decisions import build, draft_records
-from dsl_train.traces.starts import UNLIMITED
+from dsl_train.traces.round_starts import UNLIMITED
 from dsl_train.traces.store import Traces
 
 

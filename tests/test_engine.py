@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsl_train.base.records import AcceptanceStats, DslError, Round
 from dsl_train.base.sampling import Sampling
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.loop.engine import SpeculativeEngine, autoregressive
 from dsl_train.runners.cached import CachedModel
 

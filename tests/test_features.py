@@ -1,13 +1,20 @@
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dsl_train.base.records import DraftPrimitives
-from dsl_train.base.schema import COPY_CAP, CORE, FEATURE_NAMES, FEATURES, GROUPS, fingerprint, select
-from dsl_train.features.copies import CopyIndex
+from dsl_train.base.schema import COPY_CAP
+from dsl_train.features.entries import CORE, FEATURE_NAMES, FEATURES, GROUPS, fingerprint, select
 from dsl_train.features.primitives import draft_primitives, read_draft, read_drawn, target_primitives
-from dsl_train.features.vector import BlockState, TextState, assemble
+from dsl_train.features.state import BlockState, TextState
+from dsl_train.features.suffix_index import SuffixIndex
+from dsl_train.features.vector import FeatureView, assemble
 
 
 def vector(block):
@@ -146,7 +153,7 @@ def test_copy_length_stops_at_its_cap_and_equals_a_naive_search():
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 2, (400,), generator=generator).tolist()
     tokens += tokens[:60]
-    index, longest = CopyIndex(), 0
+    index, longest = SuffixIndex(), 0
     for end, token_id in enumerate(tokens):
         length, follower = index.match
         expected = next(
@@ -165,7 +172,7 @@ def test_a_match_carried_along_a_block_is_the_one_found_from_nothing():
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 2, (300,), generator=generator).tolist()
     tokens += tokens[:60]
-    index, longest = CopyIndex(), 0
+    index, longest = SuffixIndex(), 0
     for end, token_id in enumerate(tokens):
         block, match = [], index.match
         for drafted in (*tokens[end : end + 4], 0, 1):
@@ -197,3 +204,42 @@ def test_select_takes_all_core_groups_and_names_and_names_what_is_unknown():
 def test_the_fingerprint_changes_with_the_selection():
     assert fingerprint(CORE) != fingerprint()
     assert len(fingerprint()) == 16
+
+
+def test_the_features_of_the_shipped_predictor_still_mean_what_they_meant():
+    shipped = Path(__file__).parent.parent / "checkpoints" / "reference" / "draft" / "dsl" / "config.json"
+    described = json.loads(shipped.read_text("utf-8"))["schema"]
+    assert fingerprint(tuple(described["names"])) == described["fingerprint"] == "ad20e391f86bb9be"
+
+
+def test_an_entry_that_is_added_to_the_table_is_computed_named_and_fingerprinted():
+    code = """
+from dsl_train.features import entries
+before = entries.fingerprint()
+entries.FEATURES += (
+    entries.Feature("even_length", "setting", "flag", "for a test", lambda text, block: text.length % 2 == 0),
+)
+from dsl_train.features.vector import FeatureView
+print(FeatureView([1, 2], 0.0).vector()[-1], FeatureView([1], 0.0).vector()[-1])
+print(entries.fingerprint((*entries.FEATURE_NAMES, "even_length")) != before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1.0", "0.0", "True"]
+
+
+def test_the_view_gives_what_text_and_block_say():
+    view, text = FeatureView([10, 11, 12], 0.7), TextState([10, 11, 12], 0.7)
+    for tokens, agreements in (([10], [0.5]), ([11, 12], [1.0, 0.0]), ([7], [])):
+        view.commit(tokens)
+        view.agree(agreements)
+        view.begin_block()
+        for token_id in tokens:
+            text.commit(token_id)
+        for agreement in agreements:
+            text.agree(agreement)
+        block = BlockState(text)
+        for token_id in (None, 10, 99):
+            if token_id is not None:
+                view.append(step(token_id))
+                block.append(step(token_id))
+            np.testing.assert_array_equal(view.vector(), np.array(assemble(block), np.float32))

@@ -12,7 +12,7 @@ from tiny_traces import make_traces
 from dsl_train.base.cost import CostProfile, StopRule
 from dsl_train.base.guess import AskingPlan, GuessTable, nearest
 from dsl_train.base.records import DraftPrimitives, DraftStep
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.replay.rounds import replay_policy
 from dsl_train.traces.decisions import build

@@ -9,8 +9,8 @@ from transformers.generation.streamers import BaseStreamer
 import dsl_train
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
-from dsl_train.base.schema import FEATURES
 from dsl_train.bench.law import exact_law, fit
+from dsl_train.features.entries import FEATURES
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair

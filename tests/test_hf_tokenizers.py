@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import dsl_train
 from dsl_train.base.records import DslError
-from dsl_train.base.schema import FEATURES
+from dsl_train.features.entries import FEATURES
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dsl_train.api.serving import load_predictor
 from dsl_train.base.records import DraftStep
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.learned import LearnedPolicy
 
 
@@ -51,10 +51,8 @@ def test_a_threshold_of_one_never_drafts_and_looks_at_nothing():
     assert (policy.needs, policy.max_lookahead) == ("position", 0)
 
 
-def test_the_shipped_predictor_answers_single_questions_without_onnxruntime():
+def test_the_shipped_predictor_answers_one_by_one_what_it_answers_at_once():
     predictor = load_predictor(Path(__file__).parent.parent / "checkpoints" / "reference" / "draft")
     vectors = np.random.default_rng(0).normal(scale=5.0, size=(64, len(FEATURE_NAMES))).astype(np.float32)
-    expected = predictor.survival_batch(vectors)
-    predictor.session = None
     found = [predictor.survival(vector) for vector in vectors]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found, predictor.survival_batch(vectors), rtol=0, atol=2e-6)

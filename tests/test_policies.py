@@ -1,14 +1,15 @@
 """Every rule as it is defined, step by step; the factory; tuning."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_traces import make_traces
 
-from dsl_train.base import schema
 from dsl_train.base.cost import CostProfile, price_for
 from dsl_train.base.records import DraftPrimitives, DraftStep, DslError, Round
+from dsl_train.features import entries
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy, roc_threshold
 from dsl_train.policies.registry import POLICIES, make_policy, needs_of
 from dsl_train.policies.rules import HeuristicPolicy
@@ -249,7 +250,7 @@ def test_the_acceptance_model_knows_which_reached_drafts_are_accepted():
     run = np.repeat(decisions.run, decisions.num_decisions)
     reached = (decisions.position >= 1) & (decisions.position <= run + 1)
     probs, accepted = model.probs(decisions.features[reached]), (decisions.position <= run)[reached]
-    sure = decisions.features[reached, schema.FEATURE_NAMES.index("top_prob")] > 0.5
+    sure = decisions.features[reached, entries.FEATURE_NAMES.index("top_prob")] > 0.5
     assert probs[sure].mean() == pytest.approx(accepted[sure].mean(), abs=0.06)
     assert probs[~sure].mean() == pytest.approx(accepted[~sure].mean(), abs=0.06)
 
@@ -269,7 +270,7 @@ def test_an_acceptance_model_survives_its_file_and_a_foreign_one_is_refused(tmp_
     model = fit_acceptance(decisions)
     model.save(file)
     np.testing.assert_array_equal(AcceptanceModel.load(file).probs(decisions.features), model.probs(decisions.features))
-    file.write_text(file.read_text().replace(schema.fingerprint(), "0" * 16))
+    file.write_text(file.read_text().replace(entries.fingerprint(), "0" * 16))
     with pytest.raises(DslError, match=r"fitted for features 0000.*; fit it again"):
         make_policy(f"specdec++:{file}")
     with pytest.raises(DslError, match="holds no acceptance model"):
@@ -285,13 +286,21 @@ def test_the_logistic_fit_does_not_overshoot_where_the_draft_is_very_sure():
     assert np.abs(intercepts).max() < 20.0
 
 
+@pytest.mark.parametrize("survives", [True, False])
+def test_the_logistic_fit_of_drafts_that_all_end_alike_is_sure_of_it(survives):
+    decisions = telling_decisions()
+    slope, intercepts = fit_logistic(replace(decisions, survival=np.full(len(decisions), survives)))
+    assert slope == 0.0
+    assert set(intercepts > 0) == {survives}
+
+
 def test_the_logistic_fit_is_calibrated_at_every_position():
     decisions = telling_decisions()
     slope, intercepts = fit_logistic(decisions)
     policy = make_policy("logistic:0," + ",".join(map(str, (slope, *intercepts))))
     assert slope > 0
     assert policy.max_lookahead == decisions.max_lookahead
-    probs = np.clip(decisions.features[:, schema.FEATURE_NAMES.index("top_prob")].astype(float), 1e-6, 1 - 1e-6)
+    probs = np.clip(decisions.features[:, entries.FEATURE_NAMES.index("top_prob")].astype(float), 1e-6, 1 - 1e-6)
     signal = np.where(decisions.position == 0, 0.0, np.log(probs / (1 - probs)))
     predicted = 1 / (1 + np.exp(-(slope * signal + intercepts[decisions.position])))
     for position in range(4):

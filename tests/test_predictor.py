@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from synthetic_traces import PAIR, write_traces
 
-from dsl_train.base import schema
 from dsl_train.base.records import DslError
 from dsl_train.cli.train import main
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import Predictor, open_session
 from dsl_train.traces import decisions
 from dsl_train.traces.store import open_traces
@@ -53,7 +54,7 @@ def test_training_beats_the_logistic_floor_on_held_out_prompts(trained):
 
 def test_the_artifact_holds_what_the_design_says_and_the_training_explains_itself(trained, config):
     described = json.loads((config.output / "config.json").read_text())
-    assert described["schema"]["names"] == list(schema.FEATURE_NAMES)
+    assert described["schema"]["names"] == list(entries.FEATURE_NAMES)
     assert described["pair"] == PAIR
     assert described["sampling"] == {"temperatures": [0.0], "top_k": [0], "top_p": [1.0]}
     assert described["max_lookahead"] == 8
@@ -65,8 +66,12 @@ def test_the_artifact_holds_what_the_design_says_and_the_training_explains_itsel
     assert list((config.output / "training").glob("events.*"))
 
 
-def test_a_trained_predictor_answers_for_one_vector_without_its_runtime(trained, config):
-    assert Predictor.load(config.output)._light is not None
+def test_threads_that_ask_at_once_get_their_own_answers(trained, config):
+    predictor = Predictor.load(config.output)
+    vectors = np.random.default_rng(0).random((400, len(entries.FEATURE_NAMES)), dtype=np.float32)
+    alone = [predictor.survival(vector) for vector in vectors]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(predictor.survival, vectors)) == alone
 
 
 def test_a_network_that_does_not_see_the_position_is_right_on_average_over_all_of_them(trace_folder):
@@ -88,7 +93,7 @@ def test_the_shipped_copy_equals_the_artifact_and_nothing_lands_in_the_drafts_ro
 def test_the_runtime_gives_the_networks_numbers_one_by_one_and_in_batches(trained, config):
     network = load_best(config.output / "training", config).network
     predictor = Predictor.load(config.output)
-    vectors = np.random.default_rng(0).random((50, len(schema.FEATURE_NAMES)), dtype=np.float32)
+    vectors = np.random.default_rng(0).random((50, len(entries.FEATURE_NAMES)), dtype=np.float32)
     batch = predictor.survival_batch(vectors)
     np.testing.assert_allclose(batch, [predictor.survival(v) for v in vectors], atol=1e-6)
     with torch.no_grad():
@@ -107,9 +112,9 @@ def test_thresholds_rise_with_the_price_of_a_draft(trained, config):
 
 
 def test_export_only_reproduces_the_predictor_without_training(trained, config):
-    before = Predictor.load(config.output).survival_batch(np.ones((1, len(schema.FEATURE_NAMES)), dtype=np.float32))
+    before = Predictor.load(config.output).survival_batch(np.ones((1, len(entries.FEATURE_NAMES)), dtype=np.float32))
     result = fit(replace(config, export_only=True, ship_to=None))
-    after = Predictor.load(config.output).survival_batch(np.ones((1, len(schema.FEATURE_NAMES)), dtype=np.float32))
+    after = Predictor.load(config.output).survival_batch(np.ones((1, len(entries.FEATURE_NAMES)), dtype=np.float32))
     assert result.epochs is None
     np.testing.assert_array_equal(before, after)
 
@@ -117,12 +122,12 @@ def test_export_only_reproduces_the_predictor_without_training(trained, config):
 def test_a_predictor_of_core_features_picks_its_columns_from_the_full_vector(trace_folder, tmp_path):
     fit(TrainConfig([trace_folder], tmp_path / "core", features="core", max_lookahead=8, hidden=(8,), epochs=1))
     predictor = Predictor.load(tmp_path / "core")
-    assert predictor.names == schema.CORE
-    vector = np.random.default_rng(1).random(len(schema.FEATURE_NAMES), dtype=np.float32)
+    assert predictor.names == entries.CORE
+    vector = np.random.default_rng(1).random(len(entries.FEATURE_NAMES), dtype=np.float32)
     other = vector.copy()
-    other[[i for i, name in enumerate(schema.FEATURE_NAMES) if name not in schema.CORE]] += 1
+    other[[i for i, name in enumerate(entries.FEATURE_NAMES) if name not in entries.CORE]] += 1
     assert predictor.survival(vector) == predictor.survival(other)
-    other[schema.FEATURE_NAMES.index("top_prob")] += 1
+    other[entries.FEATURE_NAMES.index("top_prob")] += 1
     assert predictor.survival(vector) != predictor.survival(other)
 
 
@@ -183,8 +188,8 @@ def test_a_file_that_gives_other_numbers_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("dsl_train.train.export.TOLERANCE", -1.0)
     with pytest.raises(DslError, match="differs from the trained network"):
         export_onnx(
-            SurvivalNetwork(schema.CORE, (4,)),
-            schema.CORE,
+            SurvivalNetwork(entries.CORE, (4,)),
+            entries.CORE,
             torch.rand(5, 2),
             tmp_path / "predictor.onnx",
         )
@@ -192,10 +197,10 @@ def test_a_file_that_gives_other_numbers_is_not_written(tmp_path, monkeypatch):
 
 
 def test_the_file_carries_its_schema(tmp_path):
-    export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(5, 2), tmp_path / "predictor.onnx")
+    export_onnx(SurvivalNetwork(entries.CORE, (4,)), entries.CORE, torch.rand(5, 2), tmp_path / "predictor.onnx")
     metadata = open_session(tmp_path / "predictor.onnx").get_modelmeta().custom_metadata_map
-    assert metadata["schema_fingerprint"] == schema.fingerprint(schema.CORE)
-    assert json.loads(metadata["feature_names"]) == list(schema.CORE)
+    assert metadata["schema_fingerprint"] == entries.fingerprint(entries.CORE)
+    assert json.loads(metadata["feature_names"]) == list(entries.CORE)
 
 
 def test_calibration_undoes_a_wrong_slope_and_shift():

@@ -11,11 +11,14 @@ from synthetic_traces import PAIR, write_traces
 from dsl_train.base import schema
 from dsl_train.base.records import DslError
 from dsl_train.cli.train import main
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.train.config import TrainConfig
 from dsl_train.train.export import export_onnx
 from dsl_train.train.fit import fit
 from dsl_train.train.network import SurvivalNetwork
+
+NUM = len(entries.FEATURE_NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def edit(folder: Path, change) -> None:
     path = folder / "config.json"
     described = json.loads(path.read_text())
     change(described)
+    described.pop("content_sha256", None)  # as older versions wrote it
     path.write_text(json.dumps(described))
 
 
@@ -56,6 +60,40 @@ def test_a_truncated_onnx_file_is_damaged_not_a_traceback(folder):
     path = folder / "predictor.onnx"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DslError, match=r"predictor.onnx \(1000 bytes\) is damaged"):
+        Predictor.load(folder)
+
+
+def test_a_changed_byte_of_the_onnx_file_is_found_before_it_is_opened(folder):
+    path = folder / "predictor.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DslError, match=r"predictor.onnx .* is damaged or of another predictor: sha256"):
+        Predictor.load(folder)
+
+
+def test_a_damaged_file_of_an_older_predictor_leaves_stdout_alone(folder, capfd):
+    edit(folder, lambda described: described.pop("onnx_sha256"))
+    path = folder / "predictor.onnx"
+    path.write_bytes(path.read_bytes().replace(b"Sigmoid", b"\xffigmoid"))  # not UTF-8
+    with pytest.raises(DslError, match=r"predictor.onnx .* is damaged or no ONNX model"):
+        Predictor.load(folder)
+    assert capfd.readouterr().out == ""
+
+
+def test_an_edited_configuration_is_refused_until_its_seal_is_taken_off(folder):
+    path = folder / "config.json"
+    described = {**json.loads(path.read_text()), "max_lookahead": 3}
+    path.write_text(json.dumps(described))
+    with pytest.raises(DslError, match=r"config.json is damaged or was edited .*delete the key content_sha256 to keep"):
+        Predictor.load(folder)
+    edit(folder, lambda described: None)
+    assert Predictor.load(folder).max_lookahead == 3
+
+
+def test_an_older_configuration_that_lacks_a_value_is_damaged(folder):
+    edit(folder, lambda described: described["threshold_table"].pop("c_eff"))
+    with pytest.raises(DslError, match=r"is damaged \(KeyError: 'c_eff'\); copy it again"):
         Predictor.load(folder)
 
 
@@ -75,20 +113,23 @@ def test_a_missing_onnx_file_is_named(folder):
 def test_another_schema_shows_both_versions_and_fingerprints(folder):
     edit(folder, lambda described: described["schema"].update(version=7, fingerprint="feedfeedfeedfeed"))
     with pytest.raises(
-        DslError, match=rf"schema v7: feedfeedfeedfeed.*v{schema.SCHEMA_VERSION}: {schema.fingerprint()}"
+        DslError, match=rf"schema v7: feedfeedfeedfeed.*v{schema.SCHEMA_VERSION}: {entries.fingerprint()}"
     ):
         Predictor.load(folder)
 
 
 def test_a_feature_this_build_does_not_know_is_a_schema_mismatch(folder):
     edit(folder, lambda described: described["schema"]["names"].append("mood"))
-    with pytest.raises(DslError, match=r"expects 20 features .* but this build computes 19 .*unknown"):
+    with pytest.raises(DslError, match=rf"expects {NUM + 1} features .* but this build computes {NUM} .*unknown"):
         Predictor.load(folder)
 
 
 def test_files_of_two_predictors_are_not_mixed(folder):
-    export_onnx(SurvivalNetwork(schema.CORE, (4,)), schema.CORE, torch.rand(4, 2), folder / "predictor.onnx")
-    with pytest.raises(DslError, match=r"exported for 2 features .* describes 19"):
+    export_onnx(SurvivalNetwork(entries.CORE, (4,)), entries.CORE, torch.rand(4, 2), folder / "predictor.onnx")
+    with pytest.raises(DslError, match=r"is damaged or of another predictor: sha256 .* its config.json says"):
+        Predictor.load(folder)
+    edit(folder, lambda described: described.pop("onnx_sha256"))
+    with pytest.raises(DslError, match=rf"exported for 2 features .* describes {NUM}"):
         Predictor.load(folder)
 
 
@@ -121,6 +162,16 @@ def test_a_predictor_of_another_pair_shows_both_values(whole, role, key, value):
         predictor.check_pair(**{**PAIR, role: {**PAIR[role], key: value}})
 
 
+@pytest.mark.parametrize(("revision", "named"), [("other", "revision other"), (None, "no known revision")])
+def test_other_weights_of_the_same_shape_are_warned_of_by_both_names(folder, caplog, revision, named):
+    edit(folder, lambda described: described["pair"]["draft"].update(revision="first"))
+    predictor = Predictor.load(folder)
+    predictor.check_pair(PAIR["target"], {**PAIR["draft"], "revision": "first"})
+    assert not caplog.records
+    predictor.check_pair(PAIR["target"], {**PAIR["draft"], "id": "tuned", "revision": revision})
+    assert f"draft models/draft of revision first, this one (tuned) has {named}" in caplog.text
+
+
 def test_configuration_hashes_of_different_transformers_versions_are_not_compared(folder):
     edit(folder, lambda described: described["versions"].update(transformers="4.0.0"))
     Predictor.load(folder).check_pair(PAIR["target"], {**PAIR["draft"], "config_hash": "else"})
@@ -132,7 +183,7 @@ def test_an_output_of_another_configuration_is_kept_unless_overwrite(folder, tra
         fit(small(trace_folder, folder, features="core"))
     assert (folder / "predictor.onnx").read_bytes() == before
     fit(small(trace_folder, folder, features="core", overwrite=True))
-    assert Predictor.load(folder).names == schema.CORE
+    assert Predictor.load(folder).names == entries.CORE
 
 
 def test_a_models_own_folder_is_no_output_even_with_overwrite(trace_folder, tmp_path):

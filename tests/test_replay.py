@@ -6,7 +6,7 @@ from tiny_traces import make_traces
 
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep, Round
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.registry import make_policy
 from dsl_train.replay.rounds import (
     replay_answers,

@@ -11,11 +11,12 @@ from dsl_train.base.guess import GuessTable
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep
 from dsl_train.base.sampling import Sampling
-from dsl_train.base.schema import FEATURE_NAMES, ROW_COLUMNS
+from dsl_train.base.schema import ROW_COLUMNS
 from dsl_train.bench.learned import replay_learned
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair

@@ -107,6 +107,38 @@ def test_a_truncated_file_is_named_with_what_to_delete(tmp_path, table):
         open_traces([tmp_path])
 
 
+@pytest.mark.parametrize("table", ["rows", "sequences"])
+def test_a_changed_value_is_refused_though_the_file_can_be_read(tmp_path, table):
+    file = write_folder(tmp_path) / table / "part-00001.parquet"
+    found = pq.read_table(file)
+    column = found.schema.names.index("sequence_id")
+    pq.write_table(found.set_column(column, "sequence_id", pa.array([8, 5])), file)
+    with pytest.raises(DslError, match=rf"{table}/part-00001.parquet is not a whole Parquet file \(sha256 .*delete"):
+        open_traces([tmp_path])
+
+
+def test_an_edited_manifest_is_refused_until_its_seal_is_taken_off(tmp_path):
+    path = write_folder(tmp_path) / "manifest.json"
+    manifest = {**json.loads(path.read_text()), "parts": [0]}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DslError, match=r"was edited .*delete the keys content_sha256 and sha256"):
+        open_traces([tmp_path])
+    del manifest["content_sha256"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DslError, match="content_sha256 is missing"):
+        open_traces([tmp_path])
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    assert len(open_traces([tmp_path]).sequences) == 1
+
+
+def test_traces_older_than_digests_are_read(tmp_path):
+    path = write_folder(tmp_path) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({key: manifest[key] for key in ("schema", "parts", "pair")}))
+    assert len(open_traces([tmp_path])) == 5
+
+
 def test_a_missing_part_is_named(tmp_path):
     (write_folder(tmp_path) / "rows" / "part-00001.parquet").unlink()
     with pytest.raises(DslError, match=r"rows/part-00001.parquet is missing; delete .* run the same"):
@@ -116,6 +148,7 @@ def test_a_missing_part_is_named(tmp_path):
 def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     file = write_folder(tmp_path) / "rows" / "part-00000.parquet"
     pq.write_table(pa.table({"sequence_id": [0], "index": [1]}), file)
+    write_manifest(tmp_path, {"pair": PAIR})  # as if written so
     with pytest.raises(DslError, match=r"part-00000.parquet has no column 'depth', only sequence_id, index"):
         open_traces([tmp_path])
 
@@ -134,3 +167,20 @@ def test_folders_of_different_pairs_are_refused_with_both_values(tmp_path):
         DslError, match=r"one and .*two come from different draft models: config_hash c \(a\) and d \(b\)"
     ):
         open_traces(folders)
+
+
+@pytest.mark.parametrize(
+    "change", [{"pair": None}, {"parts": None}, {"parts": ["0"]}, {"pair": {"target": IDENTITY}}, {"counts": 3}]
+)
+def test_a_manifest_that_lacks_what_is_read_from_it_is_damaged(tmp_path, change):
+    path = write_folder(tmp_path) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DslError, match=r"manifest.json is damaged \("):
+        open_traces([tmp_path])
+
+
+def test_rows_without_any_sequence_are_refused(tmp_path):
+    write_part(tmp_path, 0, rows((3, 3, 0)), [])
+    write_manifest(tmp_path, {"pair": PAIR})
+    with pytest.raises(DslError, match=r"rows of sequences that .* does not list"):
+        open_traces([tmp_path])

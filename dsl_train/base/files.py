@@ -1,12 +1,16 @@
-"""Where a file came from, and files that are whole or absent. Standard library only."""
+"""Files that are whole or absent, digests that tell whether they still are, and the software that wrote them.
 
+Standard library only.
+"""
+
+import hashlib
 import json
 import os
 import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +29,8 @@ _PACKAGES = (
     "onnx",
     "onnxruntime",
 )
+#: Key of a sealed document: the digest of everything else in it.
+SEAL = "content_sha256"
 _NUMBERS = re.compile(r"\[\n([-+.\w,\s]+)\]")
 
 
@@ -66,8 +72,27 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, _NUMBERS.sub(lambda listed: f"[{' '.join(listed[1].split())}]", document) + "\n")
 
 
+def sha256(path: Path) -> str:
+    """Digest of a file's content, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON document with the digest of its content, which `broken_seal` compares."""
+    return {**content, SEAL: _content_digest(content)}
+
+
+def broken_seal(document: Mapping[str, Any]) -> str | None:
+    """What is wrong with a document that was changed after it was sealed; None if it is intact or never was sealed."""
+    if SEAL not in document:
+        return None
+    recorded, found = document[SEAL], _content_digest(document)
+    return None if recorded == found else f"{SEAL} is {recorded}, but the content gives {found}"
+
+
 def software_versions() -> dict[str, str]:
-    """Versions of Python, of the platform and of those of our dependencies that are installed."""
+    """Versions of Python, of the platform and of our installed dependencies."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
@@ -80,6 +105,11 @@ def software_versions() -> dict[str, str]:
 def command_line() -> list[str]:
     """This process's arguments, the program reduced to its name."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _content_digest(document: Mapping[str, Any]) -> str:
+    content = json.loads(json.dumps({key: value for key, value in document.items() if key != SEAL}))  # as it is read
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

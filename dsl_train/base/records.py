@@ -11,16 +11,22 @@ import numpy as np
 
 
 class DslError(Exception):
-    """A failure the user can mend: the message names the thing, both values and the next step. CLIs print it alone."""
+    """A failure that the user can fix: the message names the thing, both values and the next step. The commands
+    print it without a traceback."""
 
 
-class DraftPrimitives(NamedTuple):  # like DraftStep made for every draft token, and a tuple is made the fastest
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, at most 200 characters; its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+class DraftPrimitives(NamedTuple):  # a tuple, like DraftStep: one is made for every draft token, and tuples are fast
     """What one draft distribution says, at temperature (1 when greedy), before top-k and top-p."""
 
     token_id: int
     """Drafted token."""
     entropy: float
-    """[nats]; not a number where it is not wanted."""
+    """[nats]; NaN where no policy needs it."""
     log_probs: tuple[float, ...]
     """Log-probabilities of the TOP most likely tokens, falling; at least two."""
     token_log_prob: float
@@ -28,7 +34,7 @@ class DraftPrimitives(NamedTuple):  # like DraftStep made for every draft token,
 
 
 def no_features() -> np.ndarray:
-    """Of a step made for a policy that said it would not read them."""
+    """Stands in for the features of a policy that declared not to read them."""
     raise AssertionError("features are for a policy whose `needs` is 'features'")
 
 
@@ -45,7 +51,7 @@ class DraftStep(NamedTuple):
 
     @property
     def features(self) -> np.ndarray:
-        """[F] float32 in `schema.FEATURE_NAMES` order; only for policies whose `needs` is "features", and only while
+        """[F] float32 in `FEATURE_NAMES` order; only for policies whose `needs` is "features", and only while
         they are asked. Computed as it is read, which is most of what a policy costs."""
         return self.read_features()
 

@@ -34,7 +34,7 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether some tokens are left out."""
+        """Whether top-k or top-p leaves out tokens."""
         return self.top_k > 0 or self.top_p < 1
 
     def scale(self, logits: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Sampling:
         return self.probs_of_scaled(self.scale(logits))
 
     def probs_of_scaled(self, scores: torch.Tensor) -> torch.Tensor:  # [T, V] -> [T, V] float32, rows sum to 1
-        """The same from logits at temperature, when sampling."""
+        """`probs` from logits that :meth:`scale` has scaled, when sampling."""
         if self.top_k:
             scores = TopKLogitsWarper(self.top_k)(None, scores)
         if self.top_p < 1:
@@ -56,22 +56,22 @@ class Sampling:
 
 
 def most_likely(logits: torch.Tensor) -> list[int]:
-    """Each row's largest, the first of equals: [T, V] -> [T]. On the CPU by numpy, ten times as fast as torch."""
+    """Index of each row's largest logit, the first of equals: [T, V] -> [T]. On the CPU numpy is ten times as fast."""
     ids: list[int] = (on_host(logits) if logits.is_cpu else logits).argmax(-1).tolist()
     return ids
 
 
 def on_host(logits: torch.Tensor) -> np.ndarray:
-    """float32, of a tensor on the CPU; nothing is called that need not be, since it is called behind a forward, when
-    the caches are cold."""
+    """The float32 array of a tensor on the CPU. It makes as few calls as possible, because it runs after a forward,
+    when the caches are cold."""
     return (logits if logits.dtype is torch.float32 else logits.float()).numpy()
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One token id per row: [T, V] -> [T] int64.
 
-    By inversion: one random number a row where `torch.multinomial` draws one for every token of the vocabulary. Sums
-    in float64, so that no token's share is lost in rounding.
+    By inversion: it uses one random number per row, where `torch.multinomial` draws one for every token of the
+    vocabulary. It sums in float64, so that no token's share is lost in rounding.
     """
     cumulative = probs.cumsum(-1, dtype=torch.float64)  # [T, V]
     points = torch.rand((len(probs), 1), generator=generator, device=probs.device, dtype=torch.float64)

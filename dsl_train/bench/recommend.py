@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsl_train.base.cost import CostProfile, Price, rule_at
-from dsl_train.base.schema import FEATURE_NAMES
 from dsl_train.bench.learned import replay_learned
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.replay.rounds import ReplayResult, draft_rows, replay_answers, replay_lookahead, replay_static
 from dsl_train.traces.decisions import Decisions

@@ -35,7 +35,11 @@ def run(
     DslError and OSError become one line on stderr and 1, unless --debug asks for the traceback.
     """
     parser = build_parser(config_type, prog)
-    args = parser.parse_args(spell_out(config_type, sys.argv[1:] if argv is None else argv))
+    words = spell_out(config_type, sys.argv[1:] if argv is None else argv)
+    try:
+        args = parser.parse_args(words)
+    except UnicodeDecodeError as error:  # the only one that jsonargparse does not turn into a usage error
+        parser.error(f"--config is not a file of UTF-8 text: {error}")
     try:
         values = {field.name: args[field.name] for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsl_train.base.records import DslError
-from dsl_train.traces import store
+from dsl_train.traces import parquet
 
 _CHAT_COLUMNS = ("messages", "conversations", "turns")
 _LONGEST_FIELD = 1 << 30  # of a CSV; its reader's own limit is 131,072 characters
@@ -52,7 +52,7 @@ def read_records(source: str, split: str = "train") -> Iterator[Record]:
     if source == "-":
         yield from _from_stream("standard input", sys.stdin, "")
     elif path.is_file() and suffix == ".parquet":
-        yield from _numbered(source, store.read_records(path))
+        yield from _numbered(source, parquet.read_records(path))
     elif path.is_file():
         yield from _from_file(path, suffix)
     elif path.is_dir() or not (path.exists() or suffix or source.startswith((".", "/", "~"))):

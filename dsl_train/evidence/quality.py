@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.traces.decisions import Decisions
 from dsl_train.train.metrics import calibration_error
 

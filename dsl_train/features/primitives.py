@@ -1,6 +1,6 @@
-"""From logits to primitives: what of a model's distribution the features may know.
+"""From logits to primitives: the few numbers of a model's distribution that features are computed from.
 
-Letters: T positions, V vocabulary. Reads logits; does not know models, caches, policies or files.
+Letters: T positions, V vocabulary. Reads logits; knows no models, caches, policies or files.
 """
 
 import math
@@ -12,9 +12,10 @@ from dsl_train.base.records import DraftPrimitives
 from dsl_train.base.sampling import on_host
 from dsl_train.base.schema import TOP
 
-#: Logits this far below the largest count as that far: their probability is nothing, and infinity times nothing none.
+#: Logits further below the largest one are raised to this distance: their probability is 0 in float32 anyway, and -inf
+#: times 0 would be NaN.
 _NEGLIGIBLE = np.float32(-80.0)
-#: Largest logits up to here: the exponentials of all of them can be added in float32 as they are.
+#: Up to this largest logit, the exponentials can be added in float32 without shifting the logits.
 _MODEST = 30.0
 
 
@@ -46,11 +47,10 @@ def target_primitives(logits: torch.Tensor) -> torch.Tensor:
 def read_draft(
     logits: torch.Tensor, token_ids: torch.Tensor | None = None, without_entropy: bool = False
 ) -> tuple[list[int], DraftPrimitives]:
-    """Token ids and the primitives of the last row, in one copy to the host; `without_entropy`: perhaps no more of them
-    than :func:`assemble` needs.
+    """Token ids of all rows and the primitives of the last one, in one copy to the host.
 
-    `logits` as in :func:`draft_primitives`, [T, V], overwritten; `token_ids` [T] int64, by default each row's most
-    likely one.
+    `logits` [T, V] as in :func:`draft_primitives`, overwritten; `token_ids` [T] int64, by default each row's most
+    likely token. `without_entropy` allows leaving out the primitives that features do not need.
     """
     if logits.is_cpu:
         rows = on_host(logits)
@@ -67,8 +67,8 @@ def read_draft(
 
 
 def read_drawn(logits: torch.Tensor, probs: torch.Tensor, token_id: int) -> DraftPrimitives:
-    """What :func:`read_draft` reads without entropy, where `probs` [V] = softmax(`logits` [V]) is known already; on the
-    CPU. `logits` is overwritten."""
+    """The result of :func:`read_draft` without entropy, on the CPU, if `probs` [V] = softmax(`logits` [V]) is known.
+    Overwrites `logits`."""
     row = on_host(logits)
     best = int(row.argmax())
     return _confidence(row, best, token_id, -math.log(on_host(probs).item(best)))
@@ -84,8 +84,8 @@ def _entropy(log_probs: torch.Tensor) -> torch.Tensor:  # [T, V] -> [T, 1], nats
     return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1, keepdim=True)
 
 
-# On the host one row at a time in numpy: after a forward has emptied the caches each new kernel costs more than its
-# arithmetic, and these share theirs (docs/performance.md). `tests/test_features.py` holds both ways together.
+# On the CPU one row at a time in numpy: after a forward the caches are cold, so each new kernel costs more than its
+# arithmetic, and the functions below use few (docs/performance.md). `tests/test_features.py` compares both ways.
 
 
 def _draft_row(logits: np.ndarray, token_id: int) -> list[float]:  # [V] -> [1 + TOP + 1]
@@ -102,8 +102,8 @@ def _draft_row(logits: np.ndarray, token_id: int) -> list[float]:  # [V] -> [1 +
 def _confidence(
     logits: np.ndarray, best: int, token_id: int, log_total: float | None = None
 ) -> DraftPrimitives:  # [V], overwritten
-    """Two log-probabilities and the token's; the entropy, which features do without, is not a number. `log_total`: less
-    the log-probability of the best, if it is known."""
+    """Two log-probabilities and the token's; the entropy, which features do not need, is NaN. `log_total` is minus the
+    log-probability of the best token, if known."""
     most, token = float(logits[best]), float(logits[token_id])
     logits[best] = -math.inf
     second = float(logits[logits.argmax()])
@@ -111,7 +111,7 @@ def _confidence(
         shift = 0.0 if abs(most) < _MODEST else most
         if shift:
             np.subtract(logits, shift, out=logits)
-        others = float(np.add.reduce(np.exp(logits, out=logits)))  # what they weigh beside one of exp(most - shift)
+        others = float(np.add.reduce(np.exp(logits, out=logits)))  # relative to exp(most - shift)
         log_total = math.log1p(others * math.exp(shift - most))
     return DraftPrimitives(token_id, math.nan, (-log_total, second - most - log_total), token - most - log_total)
 
@@ -122,7 +122,7 @@ def _target_row(logits: np.ndarray) -> tuple[float, float]:
 
 
 def _normalised(logits: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Logits less their largest [V], log of the sum of their exponentials, entropy [nats]."""
+    """Logits minus their largest [V], log of the sum of the exponentials, entropy [nats]."""
     shifted = logits - logits[logits.argmax()]
     kept = np.maximum(shifted, _NEGLIGIBLE)
     weights = np.exp(kept)

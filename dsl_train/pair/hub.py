@@ -1,6 +1,6 @@
-"""Predictors on the Hugging Face Hub: in the `dsl` folder of a draft's repository, or at the root of one of their own.
+"""Predictors on the Hugging Face Hub: in the `dsl` folder of a draft's repository, or at the root of their own one.
 
-The only door to huggingface_hub, which transformers brings along. With `HF_HUB_OFFLINE=1` nothing is asked of the net.
+The only door to huggingface_hub, which transformers installs. With `HF_HUB_OFFLINE=1` the network is not used.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from dsl_train.base.records import DslError
+from dsl_train.base.records import DslError, first_line
 from dsl_train.predictor.runtime import CONFIG, ONNX, SHIPPED, read_config, shipped_with
 
 _FILES = (f"{SHIPPED}/*", CONFIG, ONNX, "custom_generate/*")
@@ -26,11 +26,11 @@ def push_predictor(
     private: bool | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Upload a predictor's folder to the model repository `repo`, made if missing; returns the commit's address.
+    """Upload a predictor's folder to the model repository `repo`, created if missing; returns the commit's address.
 
-    By default to its `dsl` folder, beside a draft's weights; `path_in_repo="."` fills a repository of its own, which
-    `custom_generate="user/repository"` then runs. Logs and checkpoints of the training stay here. Raises DslError if
-    the folder holds no predictor or the Hub refuses.
+    It goes to the repository's `dsl` folder, beside a draft's weights. `path_in_repo="."` fills a repository of its
+    own instead, which `custom_generate="user/repository"` then runs. Logs and checkpoints of the training are not
+    uploaded. Raises DslError if the folder holds no predictor or the Hub refuses.
     """
     folder = Path(folder)
     read_config(folder)
@@ -48,14 +48,14 @@ def push_predictor(
         )
     except (OSError, HFValidationError) as error:
         raise DslError(
-            f"{folder} could not be pushed to {_named(repo, revision)} ({_first_line(error)}); check the name "
+            f"{folder} could not be pushed to {_named(repo, revision)} ({first_line(error)}); check the name "
             "user/repository, and log in with `hf auth login` or pass token="
         ) from error
     return str(commit.commit_url)
 
 
 def cached_revision(repo: str) -> str | None:
-    """Commit of the main branch as the local cache has it, which is the one that was loaded; None if it has none."""
+    """Commit of the main branch in the local cache, which is the one that was loaded; None if it is not there."""
     if not is_repository(repo):
         return None
     config = try_to_load_from_cache(repo, "config.json")  # .../snapshots/<commit>/config.json
@@ -64,10 +64,10 @@ def cached_revision(repo: str) -> str | None:
 
 @lru_cache
 def fetch_predictor(repo: str, revision: str | None = None) -> Path | None:
-    """Folder of the predictor in a repository, downloaded unless it is in the local cache; None if it holds none. What
-    a branch points to is asked once a process.
+    """Folder of the predictor in a repository, downloaded unless it is in the local cache; None if there is none.
 
-    Raises DslError if the repository or the revision cannot be read.
+    The Hub is asked once a process which commit a branch points to. Raises DslError if the repository or the revision
+    cannot be read.
     """
     try:
         snapshot = snapshot_download(repo, revision=revision, allow_patterns=list(_FILES))
@@ -77,7 +77,7 @@ def fetch_predictor(repo: str, revision: str | None = None) -> Path | None:
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name` can be a repository's: no folder here, and nothing that looks like the path of one."""
+    """Whether `name` can be a repository's name: it is no folder here and does not look like the path of one."""
     return bool(_REPOSITORY.fullmatch(name)) and not os.path.lexists(name)
 
 
@@ -85,14 +85,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, LocalEntryNotFoundError) or constants.HF_HUB_OFFLINE:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         return f"is not in the local cache, and {offline}; download it once while online, or name a folder"
-    return (
-        f"cannot be read from the Hub ({_first_line(error)}); check name and revision, or log in with `hf auth login`"
-    )
+    return f"cannot be read from the Hub ({first_line(error)}); check name and revision, or log in with `hf auth login`"
 
 
 def _named(repo: str, revision: str | None) -> str:
     return f"repository {repo} at revision {revision or 'main'}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

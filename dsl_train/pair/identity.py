@@ -1,4 +1,4 @@
-"""Who a model is: what traces, predictors and cached costs record of each half of their pair."""
+"""The identity of a model, as traces, predictors and cached costs record it for each model of their pair."""
 
 import hashlib
 import json
@@ -17,16 +17,16 @@ _SAMPLE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model it is: what traces and predictors record of each half of their pair."""
+    """Which model it is."""
 
     id: str
-    """As it was named by the user: folder or Hub id."""
+    """As the user named it: folder or Hub id."""
     revision: str | None
-    """Commit on the Hub; of a folder, a hash of its weight files."""
+    """Commit on the Hub; for a folder, a hash of its weight files; None for a model that came from neither."""
     architecture: str
     vocab_size: int
     config_hash: str
-    """16 hex digits over the configuration, names and precision left out."""
+    """16 hex digits over the configuration without names and precision."""
     dtype: str
     """`float32`, `bfloat16`, …; `4bit`, `8bit` if quantized on loading"""
 
@@ -35,7 +35,7 @@ class ModelIdentity:
 
 
 def describe_model(model: PreTrainedModel, name: str, quantization: str | None = None) -> ModelIdentity:
-    """Who a loaded model is; `name` is the folder or Hub id it came from."""
+    """The identity of a loaded model; `name` is the folder or Hub id it came from."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_IDENTITY}
     text = json.dumps(config, sort_keys=True, default=str)
     return ModelIdentity(
@@ -49,13 +49,13 @@ def describe_model(model: PreTrainedModel, name: str, quantization: str | None =
 
 
 def _hub_revision(model: PreTrainedModel, name: str) -> str | None:
-    """As transformers says, which newer releases do not: they leave it to the Hub's cache."""
+    """From the configuration, where older releases of transformers put it, or else from the Hub's cache."""
     told: str | None = getattr(model.config, "_commit_hash", None)
     return told or cached_revision(name)
 
 
 def _weights_hash(folder: Path) -> str:
-    """16 hex digits over name, size and both ends of every weights file: quick, and tells checkpoints apart."""
+    """16 hex digits over name, size and both ends of every weights file: quick, and different for each checkpoint."""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(f"{file.name} {file.stat().st_size}".encode())

@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dsl_train.base.records import DslError
+from dsl_train.base.records import DslError, first_line
 from dsl_train.pair import vocabulary
 from dsl_train.pair.identity import ModelIdentity, describe_model
 from dsl_train.runners.supported import check_encoder_decoder, check_pair_supported, check_supported
@@ -198,7 +198,7 @@ def _naming(name: str, role: str) -> Iterator[None]:
     """Say which model it was that could not be loaded."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # transformers and the libraries below it have a dozen classes for this
         damaged = isinstance(error, SafetensorError)
         reason = "has a damaged weights file" if damaged else _unreadable(name, "a language model that generates")
         raise DslError(
@@ -211,7 +211,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Raises DslError if there is none."""
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as above
         raise DslError(
             f"{name} {_unreadable(name, 'a folder with a tokenizer')} ({first_line(error)}); check the name, "
             f"or save a tokenizer beside the model with tokenizer.save_pretrained({name!r})"
@@ -252,7 +252,3 @@ def _has_tokenizer(name: str) -> bool:
 
 def _unreadable(name: str, wanted: str) -> str:
     return f"is not {wanted}" if Path(name).is_dir() else f"is neither {wanted} here nor one readable from the Hub"
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

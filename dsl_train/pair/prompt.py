@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, PreTrainedModel
 
-from dsl_train.base.records import DslError
-from dsl_train.pair.loading import Pair, first_line
+from dsl_train.base.records import DslError, first_line
+from dsl_train.pair.loading import Pair
 from dsl_train.runners.cached import CachedModel, context_length
 from dsl_train.runners.encoder_decoder import EncoderDecoderModel
 

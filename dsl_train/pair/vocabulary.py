@@ -1,4 +1,4 @@
-"""Whether target and draft speak one vocabulary, and logits of one width for it. Loads nothing."""
+"""Checks that target and draft have the same vocabulary, and gives their logits the same width. Loads nothing."""
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,7 +25,8 @@ def check_same(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, t
 
 
 def share_width(target: PreTrainedModel, draft: PreTrainedModel, num_tokens: int, *names: str) -> None:
-    """Cut the wider model's logits to the narrower one's: a family pads one vocabulary differently by size.
+    """Cut the wider model's logits to the width of the narrower one's: models of one family may pad their common
+    vocabulary differently.
 
     Raises DslError if the narrower one lacks tokens.
     """

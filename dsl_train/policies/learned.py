@@ -6,7 +6,7 @@ from dsl_train.base.cost import StopRule
 from dsl_train.base.guess import AskingPlan, GuessTable, nearest
 from dsl_train.base.policy import Needs
 from dsl_train.base.records import DraftStep, Round
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.alertness import Alertness
 from dsl_train.policies.online import OnlineShift
 from dsl_train.predictor.runtime import Predictor

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dsl_train.base import files, schema
+from dsl_train.base import files
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep, DslError
+from dsl_train.features import entries
 
 _PROB_CLIP = 1e-4
-_IS_PROB = np.array([feature.unit == "prob" for feature in schema.FEATURES])
+_IS_PROB = np.array([feature.unit == "prob" for feature in entries.FEATURES])
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class AcceptanceModel:
 
     def save(self, path: Path) -> None:
         values = {name: np.asarray(value).tolist() for name, value in vars(self).items()}
-        files.write_json(path, {"schema_fingerprint": schema.fingerprint(), **values})
+        files.write_json(path, {"schema_fingerprint": entries.fingerprint(), **values})
 
     @classmethod
     def load(cls, path: Path) -> "AcceptanceModel":
@@ -56,9 +57,9 @@ class AcceptanceModel:
             raise DslError(
                 f"{path} holds no acceptance model ({error!r}); name a file that tuning `specdec++` on traces wrote"
             ) from error
-        if found != schema.fingerprint():
+        if found != entries.fingerprint():
             raise DslError(
-                f"{path} was fitted for features {found}, this build computes {schema.fingerprint()}; fit it again"
+                f"{path} was fitted for features {found}, this build computes {entries.fingerprint()}; fit it again"
             )
         return model
 

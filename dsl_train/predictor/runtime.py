@@ -1,12 +1,11 @@
-"""A trained predictor in service: reads an artifact folder, answers in microseconds. The only door to onnxruntime.
+"""A trained predictor: reads an artifact folder, gives the survival of feature vectors. The only door to onnxruntime.
 
-onnxruntime opens the file, answers for many rows at once, and for single ones where `light.py` cannot. Imports numpy
-and onnxruntime, no torch. Letters: N rows, F features of the schema, f of them used by this predictor.
+Imports numpy and onnxruntime, no torch. Letters: N rows, F features, f of them used by this predictor.
 """
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from dsl_train.base import cost, schema
+from dsl_train.base import cost, files, schema
 from dsl_train.base.guess import GuessTable
-from dsl_train.base.records import DslError
-from dsl_train.predictor.light import LightNetwork, initializers
+from dsl_train.base.records import DslError, first_line
+from dsl_train.features import entries
 
 ONNX, CONFIG, CARD = "predictor.onnx", "config.json", "README.md"
+#: Key of config.json: digest of predictor.onnx. Predictors of older versions have none.
+ONNX_DIGEST = "onnx_sha256"
 #: Subfolder of a draft model's folder in which its predictor is shipped. Never the root: other engines look there.
 SHIPPED = "dsl"
 FORMAT_VERSION = 1
@@ -37,12 +38,12 @@ class ThresholdTable:
     threshold: tuple[float, ...]
 
     def at(self, c_eff: float) -> float:
-        """Linear between the solved prices, constant outside."""
+        """Interpolated linearly between the solved prices, constant outside."""
         return cost.interpolate(c_eff, self.c_eff, self.threshold)
 
 
 class Predictor:
-    """Survival of a feature vector. Not for several threads at once: buffers are reused."""
+    """Survival of feature vectors. Several threads may ask at once."""
 
     def __init__(self, session: onnxruntime.InferenceSession, config: dict[str, Any], folder: Path) -> None:
         self.session, self.config, self.folder = session, config, folder
@@ -52,21 +53,27 @@ class Predictor:
         self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
         self.guesses = _guess_tables(folder, config.get("guesses", []))
         """What it answers where it could be guessed, by temperature; none of predictors older than that."""
-        self._columns = np.array([schema.FEATURE_NAMES.index(name) for name in self.names])
-        self._light = _light_network(folder / ONNX, self._survivals, self._columns, self.names)
+        self._columns = np.array([entries.FEATURE_NAMES.index(name) for name in self.names])
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
         """Open an artifact folder. Raises DslError if it is missing, damaged or made for another schema."""
         folder = Path(folder)
         config = read_config(folder)
+        _check_digest(folder / ONNX, config.get(ONNX_DIGEST))
         session = open_session(folder / ONNX)
-        _check_schema(folder, config["schema"], session.get_modelmeta().custom_metadata_map)
-        return cls(session, config, folder)
+        try:
+            _check_schema(folder, config["schema"], session.get_modelmeta().custom_metadata_map)
+            return cls(session, config, folder)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DslError(
+                f"{folder} is damaged ({type(error).__name__}: {first_line(error)}); copy it again or run dsl-train "
+                "--export_only"
+            ) from error
 
     def check_pair(self, target: Mapping[str, Any], draft: Mapping[str, Any]) -> None:
-        """Compare with the pair in service: `architecture`, `vocab_size` and, where both sides saw the same version of
-        transformers, `config_hash`. Raises DslError naming the first difference; other weights are only warned of."""
+        """Compare with the pair in use: `architecture`, `vocab_size` and, if both sides saw the same version of
+        transformers, `config_hash`. Raises DslError naming the first difference. Warns of other weights."""
         keys = ["architecture", "vocab_size"]
         if self.config.get("versions", {}).get("transformers") == _installed("transformers"):
             keys.append("config_hash")
@@ -79,19 +86,22 @@ class Predictor:
                         f"but this {role} is {model.get('id')} ({key} {model[key]}); use that pair, "
                         f"or train a predictor for this one with dsl-collect and dsl-train"
                     )
-            revisions = trained.get("revision"), model.get("revision")
-            if all(revisions) and revisions[0] != revisions[1]:
-                _LOG.warning(
-                    "predictor %s was trained for %s %s of revision %s, this one has revision %s; it stays correct, "
-                    "but train it again if acceptance has changed",
-                    *(self.folder, role, trained.get("id"), *revisions),
-                )
+            self._warn_of_other_weights(role, trained, model)
+
+    def _warn_of_other_weights(self, role: str, trained: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+        """The revision of a folder is a hash of its weights, that of a Hub model its commit."""
+        expected, found = trained.get("revision"), model.get("revision")
+        if expected and expected != found:
+            _LOG.warning(
+                "predictor %s was trained for %s %s of revision %s, this one (%s) has %s; the text stays correct, "
+                "but train the predictor again if acceptance has changed",
+                *(self.folder, role, trained.get("id"), expected, model.get("id") or "without a name"),
+                f"revision {found}" if found else "no known revision",
+            )
 
     def survival(self, vector: np.ndarray) -> float:
         """P(everything drafted and the next token are accepted); `vector` [F] float32 in schema order."""
-        if self._light is None:
-            return float(self._survivals(vector[None, self._columns])[0])
-        return self._light.survival(vector)
+        return float(self._survivals(vector.take(self._columns)[None])[0])
 
     def survival_batch(self, vectors: np.ndarray) -> np.ndarray:
         """[N, F] -> [N] float32."""
@@ -118,29 +128,31 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # failures are raised; no second report from C++
+    options.log_severity_level = 4  # failures are raised, so the C++ library need not report them as well
     try:
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path.read_bytes(),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # after a failure it would print to stdout and try again
+        )
     except Exception as error:  # onnxruntime has a dozen classes for "cannot be read"
-        raise DslError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or no ONNX model: {str(error).splitlines()[0]}; "
-            f"copy it again or write it anew with dsl-train --export_only"
-        ) from error
+        raise _damaged_onnx(path, f"is damaged or no ONNX model: {first_line(error)}") from error
 
 
-def _light_network(
-    path: Path, survivals: Callable[[np.ndarray], np.ndarray], columns: np.ndarray, names: tuple[str, ...]
-) -> LightNetwork | None:
-    """The quick way to the same answers; None where the file holds a network of another form."""
-    try:
-        position = names.index("position") if "position" in names else None
-        network = LightNetwork(initializers(path.read_bytes()), columns.tolist(), position)
-    except (KeyError, IndexError, ValueError):
-        return None
-    rows = np.random.default_rng(0).normal(scale=5.0, size=(32, len(schema.FEATURE_NAMES))).astype(np.float32)
-    expected = survivals(np.ascontiguousarray(rows[:, columns]))
-    agrees = np.allclose([network.survival(row) for row in rows], expected, rtol=0, atol=1e-5)
-    return network if agrees else None
+def _check_digest(path: Path, recorded: str | None) -> None:
+    if recorded is None or not path.is_file():
+        return
+    found = files.sha256(path)
+    if found != recorded:
+        raise _damaged_onnx(path, f"is damaged or of another predictor: sha256 {found}, its {CONFIG} says {recorded}")
+
+
+def _damaged_onnx(path: Path, reason: str) -> DslError:
+    return DslError(
+        f"{path} ({path.stat().st_size} bytes) {reason}; copy both files again or write them anew with dsl-train "
+        "--export_only"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -161,6 +173,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} has format {config['format_version']}, this build reads {FORMAT_VERSION}; "
             f"install the dsl-train that wrote it ({wrote}) or train anew"
         )
+    broken = files.broken_seal(config)
+    if broken:
+        raise DslError(
+            f"{path} is damaged or was edited ({broken}); copy it again or run dsl-train --export_only, or delete "
+            f"the key {files.SEAL} to keep an edit"
+        )
     return config
 
 
@@ -175,12 +193,12 @@ def _guess_tables(folder: Path, described: Any) -> tuple[GuessTable, ...]:
 
 def _check_schema(folder: Path, described: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     names: Sequence[str] = described["names"]
-    known = all(name in schema.FEATURE_NAMES for name in names)
-    ours = schema.fingerprint(tuple(names)) if known else "some features unknown"
+    known = all(name in entries.FEATURE_NAMES for name in names)
+    ours = entries.fingerprint(tuple(names)) if known else "some features unknown"
     if described["fingerprint"] != ours:
         raise DslError(
             f"{folder / ONNX} expects {len(names)} features (schema v{described['version']}: "
-            f"{described['fingerprint']}) but this build computes {len(schema.FEATURE_NAMES)} "
+            f"{described['fingerprint']}) but this build computes {len(entries.FEATURE_NAMES)} "
             f"(schema v{schema.SCHEMA_VERSION}: {ours}); "
             f"train it again with dsl-train, or install the version that wrote it"
         )

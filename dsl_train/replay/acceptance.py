@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.specdec import AcceptanceModel, inputs_of
 from dsl_train.traces.decisions import Decisions
 
@@ -21,8 +21,10 @@ HIDDEN, EPOCHS, MAX_ROWS = 64, 12, 300_000
 
 
 def fit_acceptance(decisions: Decisions, seed: int = 0, names: Sequence[str] = FEATURE_NAMES) -> AcceptanceModel:
-    """On the features `names` of at most MAX_ROWS reached draft tokens, drawn at random. Cross-entropy without class
-    weights: what they would shift, the tuned threshold shifts anyway."""
+    """Fit on the features `names` of at most MAX_ROWS reached draft tokens, drawn at random.
+
+    The cross-entropy has no class weights, because tuning the threshold has the same effect.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
@@ -38,7 +40,7 @@ def fit_acceptance(decisions: Decisions, seed: int = 0, names: Sequence[str] = F
         (HIDDEN,), batch_size=batch_size, learning_rate_init=2e-3, max_iter=EPOCHS, random_state=seed
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is meant
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
         network.fit(used * (inputs - mean) / scale, accepted)
     (hidden_weights, output_weights), (hidden_bias, output_bias) = network.coefs_, network.intercepts_
     return AcceptanceModel(

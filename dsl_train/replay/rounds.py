@@ -1,8 +1,8 @@
 """What a policy would have done on traced texts: rounds, tokens and price. No model is loaded.
 
-Stateless rules are answered for all starts at once, then the rounds hop from start to start; any other policy is walked
-through the texts as the live loop walks it. Knows decisions, policies and the price of a draft; knows no model and no
-network. Letters: N decisions, S starts, R rounds, Q sequences.
+A stateless rule answers all decisions at once, and its rounds then follow from start to start. Any other policy goes
+through the texts round by round, as in the live loop. Knows decisions, policies and the price of a draft; knows no
+model and no network. Letters: N decisions, S starts, R rounds, Q sequences.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +14,16 @@ import numpy as np
 from dsl_train.base.cost import Price, StopRule, marginal, question, round_costs
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import Round
-from dsl_train.replay.walk import PolicyWalk
+from dsl_train.replay.policy_rounds import PolicyRounds
 from dsl_train.traces.decisions import Decisions
 
 #: Share of rounds that may run out of recorded tail before a replay is called inexact.
 MAX_EXHAUSTED = 0.005
 MAX_ITERATIONS = 8
-#: Thresholds tried beside the solved one: multiples of it, and fixed ones (no survival is above 1: never draft).
+#: Thresholds tried besides the solved one: multiples of it, and fixed ones (1.0 never drafts).
 NEARBY = (0.8, 0.9, 1.1, 1.25)
 ANYWHERE = (*(i / 20 for i in range(1, 20)), 0.98, 1.0)
+#: Relative gain in rate from which another threshold replaces the solved one.
 CLEARLY = 0.001
 
 
@@ -47,7 +48,7 @@ class ReplayResult:
     unasked: np.ndarray | None = None
     """[R] int64: decisions made without reading features, where the policy would have been given some; None of 0."""
     rounds: tuple[tuple[Round, ...], ...] | None = None
-    """Q of them, where a policy was walked; a drafted token beyond the traces is -1."""
+    """One tuple per sequence, from `replay_policy` only; a drafted token that the traces do not hold is -1."""
 
     @property
     def num_rounds(self) -> int:
@@ -95,13 +96,13 @@ class ReplayResult:
         )
 
     def rate(self, price: Price) -> float:
-        """Tokens per target step (where a profile is the price: per round of plain decoding): the speedup over decoding
+        """Tokens per target step, or per round of plain decoding if the price is a profile: the speedup over decoding
         without a draft."""
         cost = float(self._round_costs(price).sum())
         return self.num_tokens / cost if cost else 0.0
 
     def cost_by_sequence(self, price: Price) -> np.ndarray:
-        """[Q] in that unit; `tokens.sum() / cost.sum()` over resampled prompts bootstraps :meth:`rate`."""
+        """[Q] in the same unit; `tokens.sum() / cost.sum()` over resampled prompts bootstraps :meth:`rate`."""
         return np.bincount(self.sequence, self._round_costs(price), len(self.tokens))
 
     def _round_costs(self, price: Price) -> np.ndarray:
@@ -113,7 +114,7 @@ class ReplayResult:
 def replay_lookahead(
     decisions: Decisions, num_drafted: np.ndarray, exhausted: np.ndarray | None = None
 ) -> ReplayResult:
-    """Rounds if a round drafts `num_drafted` [S] tokens wherever it starts, at most as many as the text allows."""
+    """Rounds of a policy that drafts `num_drafted` [S] tokens at each start, or fewer where the text has no room."""
     num_drafted = np.minimum(num_drafted, decisions.limit)
     num_accepted = np.minimum(num_drafted, decisions.run)
     ends = np.repeat(decisions.bounds[1:], np.diff(decisions.bounds))  # [S]
@@ -130,7 +131,7 @@ def replay_lookahead(
 
 
 def _hop(following: np.ndarray) -> np.ndarray:
-    """[R] starts met from the first on, each followed by `following` [S]; sequences follow one another."""
+    """[R] the starts of the rounds: from the first start on, `following` [S] gives the next one."""
     next_start, visited, here = following.tolist(), [], 0
     while here < len(next_start):
         visited.append(here)
@@ -141,7 +142,7 @@ def _hop(following: np.ndarray) -> np.ndarray:
 def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int | None = None) -> ReplayResult:
     """Rounds of a stateless rule: `another` [N] bool is its answer to every decision.
 
-    `max_lookahead` is the rule's own cap; the decisions' is the largest there can be.
+    `max_lookahead` is the rule's own cap; that of the decisions applies as well.
     """
     counts = decisions.num_decisions
     lookahead = np.zeros(len(counts), dtype=np.int64)
@@ -156,8 +157,11 @@ def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int
 
 
 def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float | StopRule) -> ReplayResult:
-    """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N]. The learned policy's, as
-    long as it has no reason to rest (`policies.alertness`); `replay_policy` walks it, rests and all."""
+    """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N].
+
+    These are the rounds of the learned policy as long as it does not pause drafting (`policies.alertness`), which only
+    `replay_policy` reproduces.
+    """
     rule = StopRule.of(threshold)
     thresholds = np.array(rule.thresholds)
     return replay_answers(decisions, survival > thresholds[np.minimum(decisions.position, len(thresholds) - 1)])
@@ -169,30 +173,30 @@ def replay_static(decisions: Decisions, lookahead: int) -> ReplayResult:
 
 
 def replay_oracle(decisions: Decisions, max_lookahead: int | None = None) -> ReplayResult:
-    """Upper bound: stop behind the last draft that will be accepted."""
+    """Upper bound: stop after the last draft that will be accepted."""
     cap = decisions.max_lookahead if max_lookahead is None else max_lookahead
     return replay_lookahead(decisions, np.minimum(decisions.run, cap))
 
 
 def replay_oracle_plus(decisions: Decisions, max_lookahead: int | None = None) -> ReplayResult:
-    """Upper bound of those who pay for the rejected draft: stop behind it."""
+    """Upper bound of policies that pay for the rejected draft: stop after it."""
     cap = decisions.max_lookahead if max_lookahead is None else max_lookahead
     return replay_lookahead(decisions, np.minimum(decisions.run + 1, cap))
 
 
 def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
-    """Rounds of any policy, asked and told as in the live loop; its memory is used and changed."""
+    """Rounds of any policy, called as in the live loop; this uses and changes the policy's state."""
     starts: list[int] = []
     exhausted: list[bool] = []
     unasked: list[int] = []
     rounds: list[tuple[Round, ...]] = []
     for number in range(decisions.num_sequences):
-        walk = PolicyWalk(decisions, policy, number)
+        in_text = PolicyRounds(decisions, policy, number)
         policy.reset()
-        rounds.append(tuple(walk))
-        starts += walk.starts
-        exhausted += walk.exhausted
-        unasked += walk.unasked
+        rounds.append(tuple(in_text))
+        starts += in_text.starts
+        exhausted += in_text.exhausted
+        unasked += in_text.unasked
     visited = np.array(starts, dtype=np.int64)
     return ReplayResult(
         sequence=np.searchsorted(decisions.bounds, visited, side="right") - 1,
@@ -208,13 +212,13 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
 
 
 def start_numbers(decisions: Decisions, result: ReplayResult) -> np.ndarray:
-    """[R] the number of each round's start among all starts."""
+    """[R] number of each round's start among all starts."""
     firsts = decisions.bounds[result.sequence]
     return firsts + result.start - decisions.start_index[firsts]
 
 
 def draft_rows(decisions: Decisions, starts: np.ndarray, position: int) -> np.ndarray:
-    """Trace row of the draft number `position` (from 0) of each of `starts`; -1 behind the recorded tail."""
+    """Trace row of the draft number `position` (from 0) of each of `starts`; -1 after the end of the recorded tail."""
     run = decisions.run[starts].astype(np.int64)
     last = starts + np.minimum(position, run)  # number of the start at the last draft on the text
     depth = np.maximum(0, position - run)
@@ -224,9 +228,9 @@ def draft_rows(decisions: Decisions, starts: np.ndarray, position: int) -> np.nd
 def solve_thresholds(decisions: Decisions, survival: np.ndarray, prices: Sequence[Price]) -> list[float]:
     """For each price, the survival above which another draft pays; `survival` is [N].
 
-    Another draft pays iff survival > rate * its price; the best rate is the fixed point of replaying that rule
-    (Dinkelbach). Other thresholds are tried as well and preferred where clearly better, which a calibrated survival
-    never needs. One threshold serves before and behind the first draft.
+    Another draft pays if and only if survival > rate * its price; the best rate is the fixed point of replaying that
+    rule (Dinkelbach). Other thresholds are tried as well and preferred where clearly better, which a calibrated
+    survival never needs. The threshold is the same before and after the first draft.
     """
     rounds_by_drafts: dict[float, np.ndarray] = {}  # threshold -> [max_lookahead + 1] rounds with 0, 1, ... drafts
     num_counts = decisions.max_lookahead + 1

@@ -1,4 +1,4 @@
-"""Baselines at their best: each tuned by replay, on whatever decisions it is given (the training prompts).
+"""Tunes the baselines: for each, the setting that replays fastest on the given decisions (the training prompts).
 
 Knows replay and the rules' arguments; loads no model. Letters: N decisions.
 """
@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
 from dsl_train.base.cost import Price, price_for
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.policies.registry import make_policy, needs_of
 from dsl_train.policies.signals import EPSILON, SvipPolicy, logistic_spec
 from dsl_train.replay.acceptance import acceptance_products, fit_acceptance
@@ -25,8 +26,10 @@ INITIAL_THRESHOLDS = {"adaedl": (0.3, 0.5, 0.7), "draft-verify": (0.2, 0.5, 0.8)
 #: 1 - h of `specdec++`: products of acceptances below which drafting stops.
 PRODUCTS = (0.02, 0.05, *(i / 20 for i in range(2, 20)), 0.98)
 RIDGE, TOLERANCE = 1e-3, 1e-6
+#: Logit of a survival that never, or always, happened.
+_CERTAIN = 10.0
 
-#: Rule -> what it compares with its threshold, [N]; it goes on where that is at least the threshold (`svip`: at most).
+#: Rule -> what it compares with its threshold, [N]; it goes on where that is at least the threshold; `svip`, at most.
 _SIGNALS: dict[str, Callable[[Decisions], np.ndarray]] = {
     "confidence": lambda decisions: np.exp(_column(decisions, "token_log_prob")),
     "kangaroo": lambda decisions: _column(decisions, "top_prob"),
@@ -40,7 +43,7 @@ class Tuned:
     """The best setting of one rule at one price."""
 
     spec: str
-    """For `policies.factory.make_policy`."""
+    """For `policies.registry.make_policy`."""
     rate: float
     """Tokens per target step on the decisions it was tuned on."""
 
@@ -48,7 +51,7 @@ class Tuned:
 def tune_baselines(
     decisions: Decisions, costs: Sequence[Price], acceptance_file: Path | None = None
 ) -> list[dict[str, Tuned]]:
-    """For each price, the best setting of every rule that has one, by rule name; each pays for what it looks at.
+    """For each price, the best setting of every rule that has settings, by rule name. Rules pay for what they read.
 
     `specdec++` needs a model, which is fitted on the same decisions and written to `acceptance_file`; without a file it
     is left out.
@@ -80,9 +83,9 @@ def tune_specdec(
 
 
 def tune_logistic(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
-    """The fitted one-feature rule with the threshold that pays at each price."""
+    """The fitted rule on one feature, with the best threshold at each price."""
     slope, intercepts = fit_logistic(decisions)
-    survival = _sigmoid(slope * _top_logits(decisions) + intercepts[decisions.position])
+    survival = expit(slope * _top_logits(decisions) + intercepts[decisions.position])
     tuned = []
     for c, threshold in zip(costs, solve_thresholds(decisions, survival, costs), strict=True):
         spec = logistic_spec(threshold, slope, intercepts.tolist())
@@ -90,37 +93,23 @@ def tune_logistic(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
     return tuned
 
 
-def fit_logistic(decisions: Decisions, iterations: int = 50) -> tuple[float, np.ndarray]:
-    """Slope and intercepts [positions] of survival on logit(largest draft probability), by Newton's method; a step that
-    would make matters worse is halved."""
-    signal, position = _top_logits(decisions), decisions.position.astype(np.int64)
-    num_positions = decisions.max_lookahead
-    labels, weights = decisions.survival, np.zeros(num_positions + 1)  # intercepts, slope
+def fit_logistic(decisions: Decisions) -> tuple[float, np.ndarray]:
+    """Slope and intercepts [positions] of survival on logit(largest draft probability), by logistic regression."""
+    from scipy.sparse import csr_array, hstack
+    from sklearn.linear_model import LogisticRegression
 
-    def loss(weights: np.ndarray) -> float:
-        logits = weights[-1] * signal + weights[position]
-        return float((np.logaddexp(0.0, logits) - labels * logits).sum() + RIDGE * (weights**2).sum() / 2)
-
-    def by_position(values: np.ndarray) -> np.ndarray:
-        return np.bincount(position, values, num_positions)
-
-    for _ in range(iterations):
-        prob = _sigmoid(weights[-1] * signal + weights[position])
-        residual, weight = labels - prob, prob * (1.0 - prob)
-        hessian = np.diag(np.append(by_position(weight) + RIDGE, (weight * signal**2).sum() + RIDGE))
-        hessian[-1, :-1] = hessian[:-1, -1] = by_position(weight * signal)
-        gradient = np.append(by_position(residual), (residual * signal).sum()) - RIDGE * weights
-        step, before = np.linalg.solve(hessian, gradient), loss(weights)
-        while np.abs(step).max() > TOLERANCE and loss(weights + step) > before:
-            step = step / 2
-        weights = weights + step
-        if np.abs(step).max() <= TOLERANCE:
-            break
-    return float(weights[-1]), weights[:-1]
+    num_rows, num_positions, labels = len(decisions), decisions.max_lookahead, decisions.survival
+    if labels.all() or not labels.any():
+        return 0.0, np.full(num_positions, _CERTAIN if labels.any() else -_CERTAIN)
+    of_position = csr_array((np.ones(num_rows), (np.arange(num_rows), decisions.position)), (num_rows, num_positions))
+    inputs = hstack([of_position, csr_array(_top_logits(decisions)[:, None])], format="csr")  # [N, positions + 1]
+    model = LogisticRegression(C=1.0 / RIDGE, fit_intercept=False, tol=TOLERANCE, solver="newton-cholesky")
+    *intercepts, slope = model.fit(inputs, labels).coef_[0].tolist()
+    return slope, np.array(intercepts)
 
 
 def _best(candidates: Iterator[tuple[str, ReplayResult]], costs: Sequence[Price]) -> list[Tuned]:
-    """The fastest candidate at each price; results are not kept."""
+    """The fastest candidate at each price."""
     rates = [(spec, [result.rate(c) for c in costs]) for spec, result in candidates]
     tops = [max(rates, key=lambda candidate: candidate[1][i]) for i in range(len(costs))]
     return [Tuned(spec, of_spec[i]) for i, (spec, of_spec) in enumerate(tops)]
@@ -165,7 +154,3 @@ def _top_logits(decisions: Decisions) -> np.ndarray:
     """[N] logit of the largest draft probability, clipped; 0 before the first draft."""
     prob = np.clip(_column(decisions, "top_prob"), EPSILON, 1.0 - EPSILON)
     return np.where(decisions.position == 0, 0.0, np.log(prob / (1.0 - prob)))
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-np.maximum(logits, -50.0)))

@@ -1,15 +1,15 @@
-"""Every decision any policy could meet on the traced texts, with its features and its answer.
+"""Every decision that any policy could face on the traced texts, with its features and the right answer.
 
-Rounds may start at every index behind a response's first token, and every start has one decision per drafted token:
+A round may start at every index after a response's first token. Each start has one decision per drafted token:
 
     text index        s      s+1    m = first rejected    (tail: depth 1, 2, ... R of the traces)
     accepted          yes    yes    no
     decision          0      1      2       3         4      position = tokens drafted before it
     survival          True   True   False   False     False  position < run, run = m - s
 
-Features come from `features.assemble`, called as the live loop calls it; everything else is arithmetic on columns.
-Knows traces and features; knows no policy, no predictor and no cost. Letters: N decisions, S starts, Q sequences,
-F features.
+Features come from `features.vector.assemble`, called as the live loop calls it; everything else is arithmetic on
+columns. Knows traces and features; knows no policy, no predictor and no cost. Letters: N decisions, S starts, Q
+sequences, F features.
 """
 
 from array import array
@@ -20,9 +20,10 @@ from itertools import pairwise
 import numpy as np
 
 from dsl_train.base.records import DraftPrimitives
-from dsl_train.base.schema import FEATURE_NAMES
-from dsl_train.features.vector import BlockState, TextState, assemble
-from dsl_train.traces.starts import Starts, offsets
+from dsl_train.features.entries import FEATURE_NAMES
+from dsl_train.features.state import BlockState, TextState
+from dsl_train.features.vector import assemble
+from dsl_train.traces.round_starts import RoundStarts, offsets
 from dsl_train.traces.store import Traces, TraceSequence
 
 _DRAFT_COLUMNS = ("token_id", "entropy", "log_prob_1", "log_prob_2", "log_prob_3", "log_prob_4", "log_prob_5")
@@ -47,12 +48,12 @@ class Decisions:
     run: np.ndarray
     """[S] int32: accepted drafts from this start on, if drafting never stopped."""
     limit: np.ndarray
-    """[S] int32: most tokens the live loop could draft, as in `Starts`. A start with fewer decisions than this (and
-    than `max_lookahead`) runs out of tail."""
+    """[S] int32: most tokens the live loop could draft, as in `RoundStarts`. At a start with fewer decisions than this
+    and than `max_lookahead`, the recorded tail ends too early."""
     row: np.ndarray
     """[S] int64: trace row of the draft prediction at this start."""
     num_tail: np.ndarray
-    """[S] int32: tail rows recorded behind a rejected one at this start."""
+    """[S] int32: tail rows recorded after a rejected draft at this start."""
     bounds: np.ndarray
     """[Q + 1] int64: the starts of sequence q are `bounds[q]:bounds[q + 1]`."""
     source: np.ndarray
@@ -93,8 +94,8 @@ class Decisions:
 
     @property
     def soft_survival(self) -> np.ndarray:
-        """[N] float32: survival with the last draw averaged out. On the text it is Σ min(target, draft) of the next
-        token, behind a rejected one 0. Has the mean of `survival` given any features, and less noise."""
+        """[N] float32: survival with the last random draw averaged out: Σ min(target, draft) of the next token on the
+        text, 0 after a rejected one. It has the same mean as `survival` given any features, and less noise."""
         of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
         on_text = np.flatnonzero(self.position <= self.run[of_start])
         soft = np.zeros(len(self), dtype=np.float32)
@@ -103,21 +104,21 @@ class Decisions:
         return soft
 
     def replayable(self, keep: np.ndarray) -> np.ndarray:
-        """[Q] bool: of the sequences `keep` [Q], those with a tail behind every rejected draft, whose replay is exact;
-        all of them if none is such."""
+        """[Q] bool: those of the sequences `keep` [Q] that have a tail after every rejected draft, so that their replay
+        is exact; all of `keep` if there are none."""
         whole = keep & (_tail_fractions(self.traces)[self.source] == 1.0)
         return whole if whole.any() else keep
 
     @property
     def weight(self) -> np.ndarray:
-        """[N] float32: how many decisions each stands for, those left unrecorded included: more than one behind a
-        rejected draft where only some of them got a tail, chosen at random."""
+        """[N] float32: how many decisions each stands for, unrecorded ones included: more than one after a rejected
+        draft, where only some rejected drafts, chosen at random, got a tail."""
         run = np.repeat(self.run, self.num_decisions)
         fraction = _tail_fractions(self.traces)[self.source][self.sequence]
         return np.where(self.position > run + 1, 1.0 / np.maximum(fraction, 1e-6), 1.0).astype(np.float32)
 
     def drafted(self, column: str) -> np.ndarray:
-        """[N] a column of the trace rows, of the token drafted last; 0 where none is."""
+        """[N] a column of the trace rows, for the token drafted last; 0 where there is none."""
         of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
         before = np.maximum(self.position.astype(np.int64) - 1, 0)
         on_text = np.minimum(before, self.run[of_start])
@@ -125,7 +126,7 @@ class Decisions:
         return np.where(self.position > 0, self.traces.rows[column][rows], 0.0)
 
     def select(self, keep: np.ndarray) -> "Decisions":
-        """The decisions of some sequences only, renumbered from 0; `keep` is [Q] bool. Copies what it keeps."""
+        """The decisions of the sequences `keep` [Q] bool only, renumbered from 0. Copies the data."""
         per_decision, per_start = keep[self.sequence], np.repeat(keep, np.diff(self.bounds))
         masks = {
             **dict.fromkeys(("features", "survival", "position", "start", "sequence"), per_decision),
@@ -158,8 +159,8 @@ def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
 
     Raises DslError where the rows of a text do not cover its response.
     """
-    starts = Starts.of(traces)
-    known = starts.run + starts.tail_behind + 2  # decisions whose past is recorded, the one behind the tail included
+    starts = RoundStarts.of(traces)
+    known = starts.run + starts.tail_after + 2  # decisions with a recorded past, the one after the tail included
     counts = np.minimum(np.minimum(starts.limit, max_lookahead), known).astype(np.int64)
     first = offsets(counts)
     of_start = np.repeat(np.arange(len(counts)), counts)  # [N]
@@ -183,7 +184,7 @@ def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
 
 
 def _tail_fractions(traces: Traces) -> np.ndarray:
-    """[sequences] share of the rejected drafts that got a tail, as the manifests say; 1 where they do not."""
+    """[sequences] share of the rejected drafts that got a tail, from the manifests; 1 where they do not say."""
     counts = [manifest.get("counts", {}).get("num_sequences", 0) for manifest in traces.manifests]
     fractions = np.repeat(
         [manifest.get("config", {}).get("tail_fraction", 1.0) for manifest in traces.manifests], counts
@@ -191,7 +192,7 @@ def _tail_fractions(traces: Traces) -> np.ndarray:
     return fractions if len(fractions) == len(traces.sequences) else np.ones(len(traces.sequences))
 
 
-def _features(traces: Traces, starts: Starts, counts: np.ndarray) -> np.ndarray:
+def _features(traces: Traces, starts: RoundStarts, counts: np.ndarray) -> np.ndarray:
     """[N, F] float32"""
     vectors = np.empty((int(counts.sum()), len(FEATURE_NAMES)), dtype=np.float32)
     row_bounds = np.searchsorted(traces.rows["sequence_id"], np.arange(len(traces.sequences) + 1)).tolist()
@@ -201,7 +202,7 @@ def _features(traces: Traces, starts: Starts, counts: np.ndarray) -> np.ndarray:
         local_rows = (starts.row[span] - first).tolist()
         columns = {name: column[first:last] for name, column in traces.rows.items()}
         buffer = array("f")
-        for vector in _walk(sequence, columns, local_rows, starts.run[span].tolist(), counts[span].tolist()):
+        for vector in _vectors(sequence, columns, local_rows, starts.run[span].tolist(), counts[span].tolist()):
             buffer.extend(vector)
         block = np.frombuffer(buffer, dtype=np.float32).reshape(-1, len(FEATURE_NAMES))
         vectors[done : done + len(block)] = block
@@ -209,7 +210,7 @@ def _features(traces: Traces, starts: Starts, counts: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _walk(
+def _vectors(
     sequence: TraceSequence, columns: dict[str, np.ndarray], rows: list[int], runs: list[int], counts: list[int]
 ) -> Iterator[list[float]]:
     """The vectors of one text, start by start. `rows`, `runs` and `counts` are per start; rows count from the text's
@@ -228,7 +229,7 @@ def _walk(
         if counts[i]:
             block = BlockState(text)
             yield assemble(block)
-            split = min(counts[i] - 1, runs[i])  # drafts on the text; what follows lies behind the rejected row
+            split = min(counts[i] - 1, runs[i])  # drafts on the text; the rest follows the rejected row
             for j in rows[i : i + split]:
                 block.append(drafts[j])
                 yield assemble(block)
@@ -239,7 +240,7 @@ def _walk(
 
 
 def draft_records(columns: dict[str, np.ndarray]) -> list[DraftPrimitives]:
-    """One record per row, with the very float32 values the live loop reads."""
+    """One record per row, with the same float32 values that the live loop reads."""
     token_ids, entropies, *log_probs = (columns[name].tolist() for name in _DRAFT_COLUMNS)
     token_log_probs = columns["token_log_prob"].tolist()
     return list(map(DraftPrimitives, token_ids, entropies, zip(*log_probs, strict=True), token_log_probs))

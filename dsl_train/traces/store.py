@@ -1,31 +1,29 @@
-"""Trace folders: written part by part, opened as columns. The only door to pyarrow.
+"""Trace folders: written part by part, opened as columns.
 
     collection.json          resolved configuration, written first
     rows/part-00000.parquet  one row per draft prediction (`schema.ROW_COLUMNS`)
     sequences/part-00000.parquet   one row per text (`schema.SEQUENCE_COLUMNS`); renamed last: its part is complete
     manifest.json            written last: the folder is complete
 
-Knows files and columns; knows no model, no policy and no feature.
+Knows folders and columns; knows no model, no policy and no feature.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dsl_train.base import files, schema
 from dsl_train.base.records import DslError
+from dsl_train.traces.parquet import Rows, as_lists, check_digest, hint, read_table, write_table
 
 MANIFEST, COLLECTION = "manifest.json", "collection.json"
-_TYPES = {"bool": pa.bool_(), "string": pa.string(), "list<int32>": pa.list_(pa.int32())}
-_RECORDS_AT_ONCE = 256
-Rows = dict[str, np.ndarray]
-"""Column name -> [N], as in `schema.ROW_COLUMNS`."""
+#: Key of the manifest: digest of each Parquet file. Manifests of older versions have none.
+DIGESTS = "sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +58,20 @@ class Traces:
 
     @property
     def pair(self) -> dict[str, Any]:
-        """`target` and `draft`, each as `loading.ModelIdentity` describes it; the same in every folder."""
+        """`target` and `draft`, each as `identity.ModelIdentity` describes it; the same in every folder."""
         return self.manifests[0]["pair"]
 
 
 def write_part(folder: Path, part: int, rows: Rows, sequences: Sequence[TraceSequence]) -> None:
     """Write one part atomically; it is complete once its sequences file has its name."""
     columns = {name: [getattr(sequence, name) for sequence in sequences] for name in schema.SEQUENCE_COLUMNS}
-    _write(_part_file(folder, "rows", part), rows, schema.ROW_COLUMNS)
-    _write(_part_file(folder, "sequences", part), columns, schema.SEQUENCE_COLUMNS)
+    rows_name, sequences_name = _part_names(part)
+    write_table(folder / rows_name, rows, schema.ROW_COLUMNS)
+    write_table(folder / sequences_name, columns, schema.SEQUENCE_COLUMNS)
 
 
 def completed_parts(folder: Path) -> list[int]:
-    """Numbers of the parts whose sequences file is there, rising."""
+    """Numbers of the parts whose sequences file exists, in rising order."""
     return sorted(int(file.stem.removeprefix("part-")) for file in (folder / "sequences").glob("part-*.parquet"))
 
 
@@ -101,15 +100,21 @@ class Counts:
 
 def part_counts(folder: Path, part: int) -> Counts:
     """Counts of a complete part. Raises DslError if it is damaged."""
-    rows = _read(_part_file(folder, "rows", part), ("depth", "accepted"))
-    sequences = _read(_part_file(folder, "sequences", part), ("sequence_id",))
+    rows_name, sequences_name = _part_names(part)
+    rows = read_table(folder / rows_name, ("depth", "accepted"))
+    sequences = read_table(folder / sequences_name, ("sequence_id",))
     return Counts.of({name: rows[name].to_numpy() for name in ("depth", "accepted")}, len(sequences))
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Declare the folder complete. Adds the schema and the list of parts to what the collector says."""
-    described = {"version": schema.TRACE_VERSION}
-    files.write_json(folder / MANIFEST, {"schema": described, "parts": completed_parts(folder), **manifest})
+    """Declare the folder complete. Adds the schema, the list of parts and their digests to what the collector says."""
+    parts = completed_parts(folder)
+    described = {
+        "schema": {"version": schema.TRACE_VERSION},
+        "parts": parts,
+        DIGESTS: {name: files.sha256(folder / name) for part in parts for name in _part_names(part)},
+    }
+    files.write_json(folder / MANIFEST, files.sealed({**described, **manifest}))
 
 
 def shard_folder(parent: Path, index: int, number: int) -> Path:
@@ -133,6 +138,9 @@ def open_traces(folders: Sequence[Path]) -> Traces:
     sequences: list[TraceSequence] = []
     for folder, manifest in zip(folders, manifests, strict=True):
         for part in manifest["parts"]:
+            for name in _part_names(part):
+                if name in manifest.get(DIGESTS, {}):
+                    check_digest(Path(folder) / name, manifest[DIGESTS][name])
             part_rows, part_sequences = _read_part(Path(folder), part, first_id=len(sequences))
             parts.append(part_rows)
             sequences.extend(part_sequences)
@@ -148,47 +156,9 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of any Parquet file, as dictionaries; read piece by piece."""
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(_RECORDS_AT_ONCE):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DslError(f"{path} is not a whole Parquet file ({error}); {_again(path)}") from error
-
-
-def _part_file(folder: Path, table: str, part: int) -> Path:
-    return folder / table / f"part-{part:05d}.parquet"
-
-
-def _write(path: Path, columns: dict[str, Any], types: dict[str, str]) -> None:
-    fields = {name: _TYPES.get(kind) or getattr(pa, kind)() for name, kind in types.items()}
-    table = pa.table({name: pa.array(columns[name], kind) for name, kind in fields.items()})
-    with files.replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _read(path: Path, columns: Iterable[str] | None) -> pa.Table:
-    try:
-        file = pq.ParquetFile(path)
-        missing = [name for name in columns or () if name not in file.schema_arrow.names]
-        if missing:
-            raise DslError(
-                f"{path} has no column {missing[0]!r}, only {', '.join(file.schema_arrow.names)}; {_again(path)}"
-            )
-        return file.read(columns=None if columns is None else list(columns))
-    except FileNotFoundError as error:
-        raise DslError(f"{path} is missing; {_again(path)}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DslError(f"{path} is not a whole Parquet file ({error}); {_again(path)}") from error
-
-
-def _again(path: Path) -> str:
-    if path.parent.name not in ("rows", "sequences"):
-        return "write it again or give another file"
-    folder = path.parent.parent
-    files = f"{folder / 'rows' / path.name} and {folder / 'sequences' / path.name}"
-    return f"delete {files}, then run the same dsl-collect command again"
+def _part_names(part: int) -> tuple[str, str]:
+    """Its files in the folder: rows, sequences."""
+    return f"rows/part-{part:05d}.parquet", f"sequences/part-{part:05d}.parquet"
 
 
 def _shards_in(folder: Path) -> list[Path]:
@@ -218,6 +188,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         found = manifest["schema"]["version"]
+        if found == schema.TRACE_VERSION:
+            _check_form(manifest)
     except (ValueError, KeyError, TypeError) as error:
         raise DslError(
             f"{path} is damaged ({error!r}); delete it and run the same dsl-collect command again"
@@ -227,43 +199,52 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} holds traces of version {found}, but version {schema.TRACE_VERSION} is read here; collect "
             "again, or use the dsl-train version that wrote it"
         )
+    lost = DIGESTS in manifest and files.SEAL not in manifest  # they are written together
+    broken = f"{files.SEAL} is missing" if lost else files.broken_seal(manifest)
+    if broken:
+        raise DslError(
+            f"{path} is damaged or was edited ({broken}); delete it and run the same dsl-collect command again, or "
+            f"delete the keys {files.SEAL} and {DIGESTS} to keep an edit"
+        )
     return manifest
+
+
+def _check_form(manifest: dict[str, Any]) -> None:
+    """Raises KeyError or TypeError for a manifest that lacks what is read from it."""
+    for part in manifest["parts"]:
+        operator.index(part)
+    optional = (manifest.get(key, {}) for key in ("counts", "config", "sampling", DIGESTS))
+    for mapping in (manifest["pair"]["target"], manifest["pair"]["draft"], *optional):
+        dict(mapping)
 
 
 def _check_same_pair(first: Path, expected: dict[str, Any], folder: Path, found: dict[str, Any]) -> None:
     for role in ("target", "draft"):
         one, other = expected["pair"][role], found["pair"][role]
         for key in ("vocab_size", "architecture", "config_hash", "revision"):
-            if one[key] != other[key]:
+            if one.get(key) != other.get(key):
                 raise DslError(
-                    f"{first} and {folder} come from different {role} models: {key} {one[key]} ({one['id']}) and "
-                    f"{other[key]} ({other['id']}); train one predictor for each pair"
+                    f"{first} and {folder} come from different {role} models: {key} {one.get(key)} ({one.get('id')}) "
+                    f"and {other.get(key)} ({other.get('id')}); train one predictor for each pair"
                 )
 
 
 def _read_part(folder: Path, part: int, first_id: int) -> tuple[Rows, list[TraceSequence]]:
     """Rows and sequences of one part, sequences numbered from `first_id`."""
-    file = _part_file(folder, "sequences", part)
-    table = _read(file, schema.SEQUENCE_COLUMNS).sort_by("sequence_id")
+    rows_file, file = (folder / name for name in _part_names(part))
+    table = read_table(file, schema.SEQUENCE_COLUMNS).sort_by("sequence_id")
     columns: dict[str, Any] = {name: table[name].to_pylist() for name in schema.SEQUENCE_COLUMNS}
-    columns |= {name: _lists(table[name]) for name in ("prompt_token_ids", "response_token_ids")}
+    columns |= {name: as_lists(table[name]) for name in ("prompt_token_ids", "response_token_ids")}
     old_ids, new_ids = np.array(columns["sequence_id"], np.int64), range(first_id, first_id + len(table))
     columns["sequence_id"] = new_ids
     sequences = [TraceSequence(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-    rows_file = _part_file(folder, "rows", part)
-    row_table = _read(rows_file, schema.ROW_COLUMNS)
+    row_table = read_table(rows_file, schema.ROW_COLUMNS)
     rows = {name: row_table[name].to_numpy() for name in schema.ROW_COLUMNS}
     positions = np.searchsorted(old_ids, rows["sequence_id"])
-    if not np.array_equal(old_ids[np.minimum(positions, len(old_ids) - 1)], rows["sequence_id"]):
-        raise DslError(f"{rows_file} has rows of sequences that {file} does not list; {_again(file)}")
+    if not np.isin(rows["sequence_id"], old_ids).all():
+        raise DslError(f"{rows_file} has rows of sequences that {file} does not list; {hint(file)}")
     rows["sequence_id"] = first_id + positions
     return rows, sequences
-
-
-def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    combined = column.combine_chunks()
-    offsets = combined.offsets.to_numpy()
-    return np.split(combined.values.to_numpy(), offsets[1:-1]) if len(combined) else []
 
 
 def _sorted(rows: Rows) -> Rows:

@@ -1,7 +1,6 @@
-"""The artifact folder: predictor.onnx, README.md, custom_generate and, last, config.json. Written, guarded, shipped;
-never read here.
+"""Writes the artifact folder: predictor.onnx, README.md, custom_generate and, last, config.json; protects and ships it.
 
-Knows files; knows no training. `runtime.py` reads what this module writes.
+Knows files; knows no training. `predictor/runtime.py` reads what this module writes.
 """
 
 import json
@@ -16,11 +15,13 @@ import torch
 from dsl_train.base import files, schema
 from dsl_train.base.guess import GuessTable
 from dsl_train.base.records import DslError
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import (
     CARD,
     CONFIG,
     FORMAT_VERSION,
     ONNX,
+    ONNX_DIGEST,
     SHIPPED,
     Predictor,
     ThresholdTable,
@@ -33,7 +34,7 @@ from dsl_train.train.export import export_onnx
 from dsl_train.train.network import SurvivalNetwork
 
 TRAINING = "training"
-#: Subfolder that transformers runs (`custom_generate=`), and what it must find installed for it.
+#: Subfolder whose code transformers runs (`custom_generate=`), and what must be installed for it.
 LOADER, REQUIREMENTS = "custom_generate", "dsl-train>=0.2\n"
 _LOADER_SOURCE = Path(__file__).parent.parent / "hf" / "loader.py"
 _TRAIN_CONFIG = "config.json"
@@ -49,12 +50,16 @@ def write_artifact(
     metrics: Mapping[str, Any],
     decisions: Decisions,
 ) -> dict[str, Any]:
-    """Write all files, each atomically, and open the result once. `rows` [n, F] are real raw features for the
-    parity check. Returns config.json's content. A reader in between sees a fingerprint mismatch, never half a file."""
+    """Write all files, each atomically, and open the result once. Returns config.json's content.
+
+    `rows` [n, F] are real raw features for the parity check. Whoever reads the folder meanwhile is told that its files
+    do not belong together, and never sees half a file.
+    """
     difference = export_onnx(network, names, rows, output / ONNX)
-    config = {
+    config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "schema": {"version": schema.SCHEMA_VERSION, "names": list(names), "fingerprint": schema.fingerprint(names)},
+        ONNX_DIGEST: files.sha256(output / ONNX),
+        "schema": {"version": schema.SCHEMA_VERSION, "names": list(names), "fingerprint": entries.fingerprint(names)},
         "pair": decisions.traces.pair,
         "threshold_table": {"c_eff": list(table.c_eff), "threshold": list(table.threshold)},
         "guesses": [guess.to_dict() for guess in guesses],
@@ -67,13 +72,13 @@ def write_artifact(
     }
     files.write_text(output / CARD, card(config))
     write_loader(output)
-    files.write_json(output / CONFIG, config)
+    files.write_json(output / CONFIG, files.sealed(config))
     Predictor.load(output)
     return config
 
 
 def write_loader(artifact: Path) -> None:
-    """Write the file that transformers runs and what it requires; remove other modules found there."""
+    """Write the file that transformers runs and its requirements; remove other modules found there."""
     folder = artifact / LOADER
     for stale in {path.name for path in folder.glob("*.py")} - {"generate.py"}:
         (folder / stale).unlink()
@@ -82,8 +87,8 @@ def write_loader(artifact: Path) -> None:
 
 
 def check_output(config: TrainConfig) -> None:
-    """Refuse, before any work, an output that would lose something: a foreign config.json (a model's, say), or a
-    predictor of another configuration unless `overwrite`."""
+    """Before any work, refuse an output folder in which something would be lost: a foreign config.json, such as a
+    model's, or a predictor of another configuration unless `overwrite`."""
     output = config.output
     if output.exists() and not output.is_dir():
         raise DslError(f"output {output} is a file; name a folder for the predictor")
@@ -135,7 +140,7 @@ def ship(output: Path, draft: Path) -> Path:
 
 
 def training_folder(output: Path) -> Path:
-    """A fresh folder for logs and checkpoints; it becomes `training` by :func:`keep_training`."""
+    """An empty folder for logs and checkpoints, which :func:`keep_training` renames to `training`."""
     partial = output / f"{TRAINING}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -143,7 +148,7 @@ def training_folder(output: Path) -> Path:
 
 
 def keep_training(config: TrainConfig, partial: Path) -> None:
-    """Put a finished training's folder in its place, with the resolved configuration that made it."""
+    """Move the folder of a finished training to its place and add the resolved configuration."""
     origin = {"argv": files.command_line(), "versions": files.software_versions()}
     files.write_json(partial / "files.json", origin)
     files.write_json(partial / _TRAIN_CONFIG, config.to_dict())

@@ -1,4 +1,4 @@
-"""The artifact's README.md, from its config.json."""
+"""Writes the artifact's README.md from its config.json."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,11 +1,11 @@
-"""What `dsl-train` can be told. Standard library only."""
+"""The options of `dsl-train`. Standard library only."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsl_train.base import schema
+from dsl_train.features import entries
 
 #: Prices of a draft token, in target steps, for which the stop rule is solved.
 C_GRID = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4, 0.55, 0.75, 1.0)
@@ -31,13 +31,13 @@ class TrainConfig:
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     epochs: int = 8
-    """Passes over the training rows; the best by validation loss is kept, mostly one of the last."""
+    """Passes over the training rows; the network of the epoch with the least validation loss is kept."""
     batch_size: int = 2048
-    """Rows per optimiser step; shrunk for small traces to make at least 20 steps an epoch."""
+    """Rows per optimiser step; smaller for small traces, so that an epoch has at least 20 steps."""
     learning_rate: float = 5e-3
     """Peak of the learning-rate cycle."""
     seed: int = 0
-    """Of the split by prompt, the initial weights and the order of rows."""
+    """Seed of the split by prompt, the initial weights and the order of rows."""
     export_only: bool = False
     """Skip the training: calibrate, measure and export the best checkpoint in `output` again."""
     overwrite: bool = False
@@ -51,12 +51,12 @@ class TrainConfig:
         for name in ("max_lookahead", "epochs", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be positive")
-        schema.select(self.features)
+        entries.select(self.features)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The chosen features in schema order."""
-        return schema.select(self.features)
+        return entries.select(self.features)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, which is YAML that `--config` reads."""

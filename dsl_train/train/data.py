@@ -10,8 +10,8 @@ import lightning
 import numpy as np
 import torch
 
-from dsl_train.base import schema
 from dsl_train.base.records import DslError
+from dsl_train.features import entries
 from dsl_train.traces.decisions import Decisions
 
 Split = Literal["train", "val", "test"]
@@ -24,7 +24,7 @@ Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Batches:
-    """A part in slices of whole tensors: no per-row work. Shuffled anew in every pass."""
+    """A part in batches that are slices of whole tensors, without work for each row. A generator shuffles them."""
 
     def __init__(self, part: Part, batch_size: int, generator: torch.Generator | None = None) -> None:
         self.part, self.batch_size, self.generator = part, batch_size, generator
@@ -55,7 +55,7 @@ class TraceDataModule(lightning.LightningDataModule):
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
         self.split_of_sequence = split_by_prompt(prompt_ids, seed)
-        columns = [schema.FEATURE_NAMES.index(name) for name in names]
+        columns = [entries.FEATURE_NAMES.index(name) for name in names]
         split_of_row = self.split_of_sequence[decisions.sequence]
         self.rows = {split: np.flatnonzero(split_of_row == code) for code, split in enumerate(SPLITS)}
         self.features = torch.from_numpy(np.ascontiguousarray(decisions.features[:, columns], dtype=np.float32))

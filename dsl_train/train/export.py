@@ -1,4 +1,4 @@
-"""From the trained network to one small ONNX file that gives the same numbers. The door to torch.onnx and onnx."""
+"""Exports the trained network as one small ONNX file that gives the same numbers. The door to torch.onnx and onnx."""
 
 import contextlib
 import io
@@ -14,6 +14,7 @@ from torch import nn
 
 from dsl_train.base import files, schema
 from dsl_train.base.records import DslError
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import open_session
 from dsl_train.train.network import SurvivalNetwork
 
@@ -34,8 +35,8 @@ class _Survival(nn.Module):
 def export_onnx(network: SurvivalNetwork, names: tuple[str, ...], rows: torch.Tensor, path: Path) -> float:
     """Write `path` atomically: `features` [N, F] -> `survival` [N], schema in its metadata.
 
-    `rows` [N, F] are real raw features; both versions must agree on them. Returns the largest difference and raises
-    DslError, leaving nothing behind, if it exceeds TOLERANCE or the file MAX_BYTES.
+    `rows` [N, F] are real raw features; both versions must agree on them. Returns the largest difference. Raises
+    DslError, and writes nothing, if the difference exceeds TOLERANCE or the file MAX_BYTES.
     """
     network = network.eval()
     with _quiet():
@@ -50,7 +51,7 @@ def export_onnx(network: SurvivalNetwork, names: tuple[str, ...], rows: torch.Te
         )
     assert program is not None
     program.model.metadata_props["schema_version"] = str(schema.SCHEMA_VERSION)
-    program.model.metadata_props["schema_fingerprint"] = schema.fingerprint(names)
+    program.model.metadata_props["schema_fingerprint"] = entries.fingerprint(names)
     program.model.metadata_props["feature_names"] = json.dumps(list(names))
     with files.replacing(path) as temporary:
         program.save(str(temporary), external_data=False)
@@ -70,13 +71,13 @@ def _difference(network: SurvivalNetwork, rows: torch.Tensor, path: Path) -> flo
     with torch.no_grad():
         expected = network.survival(rows).numpy()
     actual = open_session(path).run(None, {"features": rows.numpy()})[0]
-    one = open_session(path).run(None, {"features": rows[:1].numpy()})[0]  # the shape that serving uses
+    one = open_session(path).run(None, {"features": rows[:1].numpy()})[0]  # the shape in generation
     return float(max(np.abs(actual - expected).max(), np.abs(one - expected[:1]).max()))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress lines on stdout and its notices about its own internals."""
+    """Suppress the exporter's progress lines on stdout and its notices about its own internals."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         level = logging.getLogger("torch.onnx").level

@@ -36,7 +36,7 @@ class TrainResult:
     """The draft's `dsl` folder, if it got a copy."""
     num_rows: int
     epochs: int | None
-    """Run; None if only exported."""
+    """Epochs run; None if only exported."""
     seconds: float
     metrics: dict[str, Any]
     """As in config.json."""
@@ -70,8 +70,8 @@ def fit(config: TrainConfig) -> TrainResult:
         _calibrate(network, data, all_decisions)
         survival = _survival(network, data.features)
     known, estimates = _trained_on(all_decisions, data, survival)
-    # One threshold table for all temperatures: survival is a probability at each of them, and the rate falls off slowly
-    # beside the best threshold (docs/study.md)
+    # One threshold table for all temperatures: survival is a probability at each of them, and the rate falls slowly on
+    # both sides of the best threshold (docs/study.md)
     table = ThresholdTable(C_GRID, tuple(solve_thresholds(known, estimates, C_GRID)))
     guesses = fit_guesses(known, estimates, table.at(USUAL_C))
     measured = measure(all_decisions, data, survival, table)
@@ -101,7 +101,7 @@ def _best_network(config: TrainConfig, data: TraceDataModule) -> tuple[SurvivalN
 
 @torch.no_grad()
 def _calibrate(network: SurvivalNetwork, data: TraceDataModule, all_decisions: Decisions) -> None:
-    """One slope, and a shift for each position that the network can tell apart, on the validation prompts."""
+    """Fit one slope, and a shift for each position that the network can tell apart, on the validation prompts."""
     rows = data.rows["val"]
     logits, labels = network(data.part("val")[0]).numpy(), all_decisions.survival[rows]
     weight = all_decisions.weight[rows]
@@ -118,6 +118,6 @@ def _survival(network: SurvivalNetwork, features: torch.Tensor) -> np.ndarray:
 
 
 def _trained_on(all_decisions: Decisions, data: TraceDataModule, survival: np.ndarray) -> tuple[Decisions, np.ndarray]:
-    """Those of the training prompts whose replay is exact, and their survival."""
+    """The decisions of the training prompts whose replay is exact, and their survival."""
     keep = all_decisions.replayable(data.split_of_sequence == SPLITS.index("train"))
     return all_decisions.select(keep), survival[keep[all_decisions.sequence]]

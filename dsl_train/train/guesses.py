@@ -6,7 +6,7 @@ Letters: N decisions, Q sequences, P pairs of a guess and its answer, B bins, M 
 import numpy as np
 
 from dsl_train.base.guess import GuessTable
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.replay.rounds import replay_survival, start_numbers
 from dsl_train.traces.decisions import Decisions
 

@@ -1,4 +1,4 @@
-"""What a trained predictor is worth on the prompts it has not seen: for config.json and the card.
+"""Measures a trained predictor on the prompts that it has not seen, for config.json and the card.
 
 Knows decisions, replay and survival estimates; knows no network. Letters: N decisions, Q sequences.
 """
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dsl_train.base import schema
+from dsl_train.features import entries
 from dsl_train.predictor.runtime import ThresholdTable
 from dsl_train.replay.rounds import replay_static, replay_survival
 from dsl_train.replay.tuning import tune_static
@@ -17,14 +17,16 @@ from dsl_train.train.data import SPLITS, TraceDataModule
 
 #: Prices at which the held-out replay is reported [target steps].
 REPORTED_C = (0.05, 0.1, 0.2, 0.3)
-#: Thresholds tried on the held-out prompts, to see what the table's own leave.
+#: Thresholds tried on the held-out prompts, to see how much better than the table's own one could be.
 BRUTE_FORCE = tuple(i / 50 for i in range(1, 50))
 
 
 def measure(decisions: Decisions, data: TraceDataModule, survival: np.ndarray, table: ThresholdTable) -> dict[str, Any]:
-    """Test metrics of the predictor and of its floor, and replay on the held-out prompts; `survival` is [N]. Where the
-    traces have several temperatures, each also by itself, against the static lookahead that was best at it. Where only
-    some texts have all their tails, those alone are measured."""
+    """Test metrics of the predictor and of its floor, and replay on the held-out prompts; `survival` is [N].
+
+    If the traces have several temperatures, each is also measured by itself, against the static lookahead that is best
+    at it. If only some texts have all their tails, only those are measured.
+    """
     sides = [data.split_of_sequence == SPLITS.index(split) for split in ("train", "test")]
     keep = np.logical_or(*(decisions.replayable(side) for side in sides))
     survival, splits = survival[keep[decisions.sequence]], data.split_of_sequence[keep]
@@ -33,7 +35,7 @@ def measure(decisions: Decisions, data: TraceDataModule, survival: np.ndarray, t
         np.flatnonzero(splits[decisions.sequence] == SPLITS.index(split)) for split in ("test", "train")
     )
     labels, position = decisions.survival, decisions.position
-    core = [schema.FEATURE_NAMES.index(name) for name in schema.CORE]
+    core = [entries.FEATURE_NAMES.index(name) for name in entries.CORE]
     train_core, test_core = (decisions.features[part][:, core] for part in (train_rows, rows))
     floor = metrics.logistic_floor(train_core, labels[train_rows], test_core)
     prompts = np.asarray(decisions.prompt_ids)
@@ -67,8 +69,8 @@ def _measure_some(
 def _replay(
     decisions: Decisions, splits: np.ndarray, survival: np.ndarray, table: ThresholdTable
 ) -> list[dict[str, Any]]:
-    """Tokens per target step on the test prompts, next to the static lookahead that was best in training and to the
-    best threshold there is for these very prompts."""
+    """Tokens per target step on the test prompts, compared with the static lookahead that was best in training and with
+    the best threshold for these prompts."""
     is_test = splits == SPLITS.index("test")
     test, estimates = decisions.select(is_test), survival[is_test[decisions.sequence]]
     statics = tune_static(decisions.select(splits == SPLITS.index("train")), REPORTED_C)

@@ -1,4 +1,4 @@
-"""How good survival estimates are, on any rows; the floor they must beat; calibration. The door to scikit-learn.
+"""How good survival estimates are on any rows, the floor that they must beat, and calibration.
 
 Letters: N rows. `survival` is the estimate in (0, 1), `labels` the truth in {0, 1}.
 """
@@ -6,6 +6,8 @@ Letters: N rows. `survival` is the estimate in (0, 1), `labels` the truth in {0,
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -14,9 +16,8 @@ from sklearn.preprocessing import StandardScaler
 _NUM_BINS = 15
 _FLOOR_ROWS = 100_000
 _CLIP = 1e-6
-#: Rows' worth of doubt that a position needs a shift of its own, weighed as rows are: by p * (1 - p).
+#: Strength of the penalty on the shift of a position: it weighs as much as this many rows with p * (1 - p) = 1.
 _DOUBT = 100.0
-_NEWTON_STEPS = 10
 
 
 def evaluate(survival: np.ndarray, labels: np.ndarray, position: np.ndarray) -> dict[str, Any]:
@@ -71,16 +72,16 @@ def position_shifts(
     num_positions: int,
     weights: np.ndarray | float = 1.0,
 ) -> np.ndarray:
-    """[num_positions] what to add to the logits [N] so that every position is right on average; nearly nothing where
-    few rows tell. `position` [N] is below `num_positions`."""
-    shifts = np.zeros(num_positions)
-    for _ in range(_NEWTON_STEPS):
-        prob = 1.0 / (1.0 + np.exp(-np.clip(logits + shifts[position], -30.0, 30.0)))
-        surplus, weight = (
-            np.bincount(position, weights * values, num_positions) for values in (labels - prob, prob * (1.0 - prob))
-        )
-        shifts += (surplus - _DOUBT * shifts) / (weight + _DOUBT)
-    return shifts
+    """[num_positions] what to add to the logits [N] so that every position is right on average; nearly 0 for a position
+    with few rows. `position` [N] is below `num_positions`."""
+
+    def loss(shifts: np.ndarray) -> tuple[float, np.ndarray]:
+        """Cross-entropy with a penalty on the shifts, and its gradient."""
+        shifted = logits + shifts[position]
+        value = (weights * (np.logaddexp(0.0, shifted) - labels * shifted)).sum() + _DOUBT / 2 * (shifts**2).sum()
+        return value, np.bincount(position, weights * (expit(shifted) - labels), num_positions) + _DOUBT * shifts
+
+    return minimize(loss, np.zeros(num_positions), jac=True, method="BFGS").x
 
 
 def logistic_floor(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The network: raw features in, survival out; scaling and calibration are part of the graph.
+"""The network that turns raw features into survival; scaling and calibration are part of its graph.
 
 Letters: N rows, F features. Knows names and units from the schema; knows neither training nor files.
 """
@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dsl_train.base.schema import FEATURES
-from dsl_train.predictor.light import INPUT_CLIP, PROB_CLIP
+from dsl_train.features.entries import FEATURES
 
-#: Positions calibrated one by one; those behind share the last one's shift.
+#: Probabilities are clipped this far from 0 and 1 before their logit is taken.
+PROB_CLIP = 1e-4
+#: Standardised inputs are clipped to this many standard deviations: an unusual text must not drive the network far off.
+INPUT_CLIP = 6.0
+#: Positions calibrated one by one; later positions share the last one's shift.
 POSITIONS = 16
 
 
@@ -42,7 +45,7 @@ class SurvivalNetwork(nn.Module):
         return self.slope * self.mlp(self.inputs(features)).squeeze(-1) + self._shifts(features)
 
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
-        """What the MLP sees of raw features [N, F]."""
+        """The MLP's inputs for raw features [N, F]."""
         return ((self._linearise(features) - self.mean) / self.scale).clamp(-INPUT_CLIP, INPUT_CLIP)
 
     @property
@@ -55,7 +58,7 @@ class SurvivalNetwork(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: torch.Tensor) -> None:
-        """Take mean and scale of the input stage from raw training features [N, F]; constant features get scale 1."""
+        """Set mean and scale of the input stage from raw training features [N, F]; constant features get scale 1."""
         inputs = self._linearise(features)
         self.mean.copy_(inputs.mean(0))
         scale = inputs.std(0, correction=0)
@@ -68,7 +71,7 @@ class SurvivalNetwork(nn.Module):
         self.shift.copy_(torch.from_numpy(shift))
 
     def _shifts(self, features: torch.Tensor) -> torch.Tensor:
-        """[N]; a network that does not see the position uses the first one's."""
+        """[N] shift of each row's position; a network without the feature `position` uses the first one."""
         if self._position is None:
             return self.shift[0]
         position = features[:, self._position].clamp(0, POSITIONS - 1).long()

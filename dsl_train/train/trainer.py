@@ -1,4 +1,4 @@
-"""Runs Lightning: best checkpoint, loggers, progress on stderr. Knows no traces and no artifact."""
+"""Runs Lightning: best checkpoint, loggers, progress on stderr. Knows neither traces nor artifacts."""
 
 import contextlib
 import logging
@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from dsl_train.base.records import DslError
+from dsl_train.base.records import DslError, first_line
 from dsl_train.train.config import TrainConfig
 from dsl_train.train.data import TraceDataModule
 from dsl_train.train.module import StopClassifier
 
 BEST = "best"
-_MIN_STEPS = 20  # an epoch has at least so many
+_MIN_STEPS = 20  # an epoch has at least this many
 
 
 class EpochLines(Callback):
@@ -33,7 +33,7 @@ class EpochLines(Callback):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """A network this small gains nothing from more, and loses much where other work wants the cores."""
+    """Use one thread of torch: so small a network gains nothing from more, and loses much when the cores are busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 
 def train(config: TrainConfig, data: TraceDataModule, folder: Path) -> tuple[StopClassifier, int]:
     """Train on `data` and return the best model, uncalibrated, and the epochs run; logs and `best.ckpt` in `folder`."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisement of features and devices
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hide its notes on features and devices
     lightning.seed_everything(config.seed, verbose=False)
     data.batch_size = max(1, min(config.batch_size, len(data.rows["train"]) // _MIN_STEPS))
     module = StopClassifier(config.names, config.hidden, config.learning_rate)
@@ -53,10 +53,10 @@ def train(config: TrainConfig, data: TraceDataModule, folder: Path) -> tuple[Sto
     terminal = sys.stderr.isatty()
     progress: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True})] if terminal else [EpochLines()]
     trainer = lightning.Trainer(
-        accelerator="cpu",  # a network this small is no faster elsewhere
+        accelerator="cpu",  # so small a network is no faster on a GPU
         devices=1,
         max_epochs=config.epochs,
-        callbacks=[checkpoint, *progress],  # and no early stopping: the cycle's last epochs gain the most
+        callbacks=[checkpoint, *progress],  # no early stopping: the last epochs of the cycle gain the most
         logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")],
         enable_progress_bar=terminal,
         enable_model_summary=False,
@@ -82,8 +82,7 @@ def load_best(folder: Path, config: TrainConfig) -> StopClassifier:
         module = StopClassifier(**saved["hyper_parameters"])
         module.load_state_dict(saved["state_dict"])
     except Exception as error:  # torch has no class of its own for a damaged file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DslError(f"{path} is damaged ({reason}); run dsl-train without --export_only") from error
+        raise DslError(f"{path} is damaged ({first_line(error)}); run dsl-train without --export_only") from error
     names = saved["hyper_parameters"]["names"]
     if tuple(names) != config.names:
         raise DslError(
@@ -94,7 +93,7 @@ def load_best(folder: Path, config: TrainConfig) -> StopClassifier:
 
 
 def _silence_housekeeping() -> None:
-    """Notices that nothing here can change: they are about Lightning's own dependencies and our log folder."""
+    """Ignore notices about Lightning's own dependencies and about our log folder, which nothing here can change."""
     warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")

@@ -1,6 +1,6 @@
-"""One policy walked through one traced text, asked and told exactly as by the live loop.
+"""The rounds that a policy makes in one traced text, with the same calls of the policy as in the live loop.
 
-Knows decisions and the policy's contract; prices nothing.
+Knows decisions and the policy's contract; knows no prices.
 """
 
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from dsl_train.base.policy import Policy
 from dsl_train.base.records import DraftStep, Round, no_features
 from dsl_train.traces.decisions import Decisions, draft_records
 
-#: A drafted token beyond the recorded tail.
+#: Stands for a drafted token that the recorded tail does not hold.
 UNKNOWN_TOKEN = -1
 
 
-class PolicyWalk:
+class PolicyRounds:
     """The rounds of text number `sequence`, one at a time; `starts`, `exhausted` and `unasked` grow with them."""
 
     def __init__(self, decisions: Decisions, policy: Policy, sequence: int) -> None:
         self.decisions, self.policy = decisions, policy
         self.starts: list[int] = []
-        """Number of each round's start."""
+        """Number of each round's start among all starts."""
         self.exhausted: list[bool] = []
-        """Whether the policy wanted more drafts in that round than the traces hold."""
+        """Whether the policy wanted more drafts in each round than the traces hold."""
         self.unasked: list[int] = []
         """Decisions of that round that were made without reading features."""
         self._read = 0  # feature vectors, in this round
@@ -54,7 +54,7 @@ class PolicyWalk:
             here += len(finished.committed)
 
     def _draft_rows(self, start: int) -> list[int]:
-        """Rows within the text of what could be drafted from here, as far as recorded."""
+        """Rows, counted from the text's first, of the tokens that could be drafted from here, as far as recorded."""
         limit = min(int(self.decisions.limit[start]), self.policy.max_lookahead)
         return (self.decisions.draft_rows(start, limit) - self._first_row).tolist()
 

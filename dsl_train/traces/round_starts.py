@@ -1,6 +1,6 @@
 """Where rounds can start in traced texts, and how far a draft from there would get: arithmetic on columns.
 
-A round may start at every index behind a response's first token. Knows traces; knows no feature and no policy.
+A round may start at every index after a response's first token. Knows traces; knows no feature and no policy.
 Letters: S starts, Q sequences, T response tokens.
 """
 
@@ -15,7 +15,7 @@ UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
-class Starts:
+class RoundStarts:
     """Columns over all starts, in text order, sequence after sequence."""
 
     row: np.ndarray
@@ -23,23 +23,23 @@ class Starts:
     run: np.ndarray
     """[S] int32: accepted drafts from this start on, if drafting never stopped."""
     limit: np.ndarray
-    """[S] int32: most tokens the live loop could draft: until the text has room for the extra token only, or until an
-    end-of-text token is drafted. About UNLIMITED where nothing of that is known."""
+    """[S] int32: most tokens the live loop could draft: until the text has room for one more token only, or until an
+    end-of-text token is drafted. About UNLIMITED where neither is known."""
     num_tail: np.ndarray
-    """[S] int32: tail rows recorded behind a rejected one at this start."""
-    tail_behind: np.ndarray
-    """[S] int32: tail rows behind the first rejection from this start on."""
+    """[S] int32: tail rows recorded after a rejected draft at this start."""
+    tail_after: np.ndarray
+    """[S] int32: tail rows after the first rejection from this start on."""
     bounds: np.ndarray
     """[Q + 1] int64: the starts of sequence q are `bounds[q]:bounds[q + 1]`."""
 
     @classmethod
-    def of(cls, traces: Traces) -> "Starts":
+    def of(cls, traces: Traces) -> "RoundStarts":
         on_text = np.flatnonzero(traces.rows["depth"] == 0)  # one per response token
         lengths = np.array([len(sequence.response_token_ids) for sequence in traces.sequences], dtype=np.int64)
         _check_coverage(traces, on_text, lengths)
         firsts = offsets(lengths)  # [Q + 1]
         num_tail = np.diff(np.append(on_text, len(traces))) - 1  # [T]
-        end = np.repeat(firsts[1:], lengths)  # [T] number of the response token behind each sequence
+        end = np.repeat(firsts[1:], lengths)  # [T] number of the response token after each sequence
         here = np.arange(len(on_text))
         rejected = np.flatnonzero(~traces.rows["accepted"][on_text])
         next_rejected = np.append(rejected, len(on_text))[np.searchsorted(rejected, here)]
@@ -56,7 +56,7 @@ class Starts:
             run=run[is_start].astype(np.int32),
             limit=limit[is_start].astype(np.int32),
             num_tail=num_tail[is_start].astype(np.int32),
-            tail_behind=np.where(meets_rejection, num_tail[stop], 0)[is_start].astype(np.int32),
+            tail_after=np.where(meets_rejection, num_tail[stop], 0)[is_start].astype(np.int32),
             bounds=offsets(np.maximum(lengths - 1, 0)),
         )
 
@@ -71,8 +71,8 @@ def _check_coverage(traces: Traces, on_text: np.ndarray, lengths: np.ndarray) ->
 
 
 def _max_lengths(traces: Traces, lengths: np.ndarray) -> np.ndarray:
-    """[Q]: response tokens each text could have had; UNLIMITED where an end-of-text token came first and the manifest
-    does not say."""
+    """[Q]: response tokens that each text could have had; UNLIMITED where an end-of-text token ended it and the
+    manifest gives no limit."""
     by_length = np.array([sequence.finish_reason != "eos" for sequence in traces.sequences])
     counts = [manifest.get("counts", {}).get("num_sequences", 0) for manifest in traces.manifests]
     allowed = np.repeat(
@@ -84,8 +84,8 @@ def _max_lengths(traces: Traces, lengths: np.ndarray) -> np.ndarray:
 
 
 def _drafts_to_eos(traces: Traces, on_text: np.ndarray) -> np.ndarray:
-    """Per response token [T]: drafts from a rejected token on, up to and with the first end-of-text token drafted.
-    End-of-text tokens are those that finished a traced text."""
+    """Per response token [T]: drafts from a rejected token up to and including the first drafted end-of-text token.
+    The end-of-text tokens are those that ended a traced text."""
     eos = {int(s.response_token_ids[-1]) for s in traces.sequences if s.finish_reason == "eos"}
     drafts = np.full(len(on_text), UNLIMITED, dtype=np.int64)
     rows = np.flatnonzero(np.isin(traces.rows["token_id"], sorted(eos)) & ~traces.rows["accepted"])[::-1]
