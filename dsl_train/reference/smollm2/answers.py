@@ -51,7 +51,7 @@ def gather(run: AnswerRun) -> None:
     model = LlamaForCausalLM.from_pretrained(run.target, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(run.target)
     teacher = Teacher(model)
-    passages = [tokenizer.decode(row["response"], skip_special_tokens=True) for row in _rows(run.passages)]
+    passages = [str(tokenizer.decode(row["response"], skip_special_tokens=True)) for row in _rows(run.passages)]
     code = [row["prompt"] for row in _rows(run.code)]
     run.output.mkdir(parents=True, exist_ok=True)
     for wave in range(run.waves):
@@ -61,7 +61,8 @@ def gather(run: AnswerRun) -> None:
         choice = random.Random(run.seed * 100_003 + wave)
         kind = choice.choices(list(KINDS), list(KINDS.values()))[0]
         temperature = 0.0 if choice.random() < run.greedy_share else 0.8
-        prompts = _prompts(run, teacher, tokenizer, kind, PromptMaker(passages, code, choice.randint(0, 1 << 30)), choice)
+        maker = PromptMaker(passages, code, choice.randint(0, 1 << 30))
+        prompts = _prompts(run, teacher, tokenizer, kind, maker, choice)
         generator = torch.Generator().manual_seed(choice.randint(0, 1 << 30))
         answers = answer(
             teacher, prompts, run.max_new_tokens, temperature, tokenizer.eos_token_id, run.num_labels, generator
@@ -84,7 +85,7 @@ def _prompts(
     opening = opening[: len(opening) - len(tokenizer.encode(f"{_END}\n<|im_start|>assistant\n"))]
     generator = torch.Generator().manual_seed(choice.randint(0, 1 << 30))
     found = answer(teacher, [opening] * count, 48, 1.0, tokenizer.eos_token_id, 1, generator)
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found.token_ids]
+    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in found.token_ids]
     return [chat_ids(tokenizer, text or "Hello!") for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""Distil the draft: ``python -m dsl_train.reference.smollm2.distill --target DIR --answers DIR --work DIR --output DIR``.
+"""Distil the draft: ``python -m dsl_train.reference.smollm2.distill --help`` names the folders.
 
 Trains on what `answers.py` has gathered so far and on what it adds meanwhile, for a given time; the same command again
 goes on from the last checkpoint. The loss of a place is the cross-entropy to the target's most likely tokens (Hinton et
@@ -129,7 +129,8 @@ class Distillation:
 
     def step(self, batch: Sequence[Text]) -> float:
         """One step; returns its loss [nats a place]."""
-        factor = min(1.0, (self.steps + 1) / 40, (self.run.minutes - self.minutes) / (self.run.decay_share * self.run.minutes))
+        left = (self.run.minutes - self.minutes) / (self.run.decay_share * self.run.minutes)
+        factor = max(0.0, min(1.0, (self.steps + 1) / 40, left))
         ids, predicts = padded(batch)
         top_ids, probs = labels_of(batch)  # [N, K]
         hidden = self.draft.model(input_ids=ids, use_cache=False).last_hidden_state[predicts]
@@ -139,7 +140,7 @@ class Distillation:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * max(0.0, factor)
+            optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
         self.steps, self.places = self.steps + 1, self.places + len(top_ids)

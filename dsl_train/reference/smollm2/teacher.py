@@ -7,6 +7,7 @@ Letters: B texts, T columns, V vocabulary, H query heads, G key heads, D head si
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -27,12 +28,10 @@ class Teacher:
     """Owns the keys and values of one wave of texts; :meth:`read` appends columns."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
-        config = model.config
-        self.heads, self.key_heads, self.head_size = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        config: Any = model.config  # its fields are annotated as optional
+        self.heads: int = config.num_attention_heads
+        self.key_heads: int = config.num_key_value_heads
+        self.head_size: int = config.head_dim
         self.eps = config.rms_norm_eps
         self.embedding = model.model.embed_tokens.weight.detach()
         self.head = model.lm_head.weight.detach()
