@@ -50,6 +50,7 @@ from dsl_train.train.network import SurvivalNetwork
 ROOT = Path(__file__).parent.parent
 OUTCOMES = ("refused", "equal", "different", "traceback")
 VOCAB_SIZE = 64
+MODEL = {"id": "tiny", "revision": "one", "architecture": "LlamaForCausalLM", "vocab_size": VOCAB_SIZE}
 PROMPT = [5, 9, 5, 9, 7, 11]
 
 
@@ -163,6 +164,7 @@ def _of_predictor(folder: Path, age: str) -> Iterator[Artifact]:
 
     def load() -> Any:
         predictor = Predictor.load(folder)
+        predictor.check_pair(MODEL, MODEL)
         answers = predictor.survival_batch(vectors).tolist()
         return answers, [predictor.threshold(c) for c in (0.05, 0.2, 0.5)], {k: predictor.config.get(k) for k in keys}
 
@@ -250,12 +252,11 @@ def _write_predictor(folder: Path) -> None:
     network = SurvivalNetwork(names, (8,))
     network.standardise(rows)
     export_onnx(network, names, rows, folder / ONNX)
-    model = {"id": "tiny", "revision": "one", "architecture": "LlamaForCausalLM", "vocab_size": VOCAB_SIZE}
     config = {
         "format_version": FORMAT_VERSION,
         ONNX_DIGEST: files.sha256(folder / ONNX),
         "schema": {"version": schema.SCHEMA_VERSION, "names": names, "fingerprint": entries.fingerprint(names)},
-        "pair": {"target": model, "draft": model},
+        "pair": {"target": MODEL, "draft": MODEL},
         "threshold_table": {"c_eff": [0.1, 0.3], "threshold": [0.25, 0.5]},
         "max_lookahead": 8,
         "versions": files.software_versions(),

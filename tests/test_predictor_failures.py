@@ -91,9 +91,20 @@ def test_an_edited_configuration_is_refused_until_its_seal_is_taken_off(folder):
     assert Predictor.load(folder).max_lookahead == 3
 
 
-def test_an_older_configuration_that_lacks_a_value_is_damaged(folder):
-    edit(folder, lambda described: described["threshold_table"].pop("c_eff"))
-    with pytest.raises(DslError, match=r"is damaged \(KeyError: 'c_eff'\); copy it again"):
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"threshold_table": {"threshold": [0.5]}}, "KeyError: 'c_eff'"),
+        ({"threshold_table": {"c_eff": ["low"], "threshold": [0.5]}}, "ValueError: .*'low'"),
+        ({"max_lookahead": "8"}, "TypeError: .*"),
+        ({"pair": {"target": 1, "draft": 2}}, "TypeError: .*"),
+        ({"versions": 3}, "TypeError: .*"),
+        ({"schema": {}}, "KeyError: 'names'"),
+    ],
+)
+def test_an_older_configuration_of_another_form_is_damaged(folder, change, reason):
+    edit(folder, lambda described: described.update(change))
+    with pytest.raises(DslError, match=rf"is damaged \({reason}\); copy it again"):
         Predictor.load(folder)
 
 

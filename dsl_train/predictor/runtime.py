@@ -5,6 +5,7 @@ Imports numpy and onnxruntime, no torch. Letters: N rows, F features, f of them 
 
 import json
 import logging
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -48,9 +49,11 @@ class Predictor:
     def __init__(self, session: onnxruntime.InferenceSession, config: dict[str, Any], folder: Path) -> None:
         self.session, self.config, self.folder = session, config, folder
         self.names: tuple[str, ...] = tuple(config["schema"]["names"])
-        self.max_lookahead: int = config["max_lookahead"]
-        table = config["threshold_table"]
-        self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
+        self.max_lookahead = operator.index(config["max_lookahead"])
+        prices, thresholds = (tuple(map(float, config["threshold_table"][key])) for key in ("c_eff", "threshold"))
+        self.table = ThresholdTable(prices, thresholds)
+        self._trained_on = {role: dict(config["pair"][role]) for role in ("target", "draft")}
+        self._versions = dict(config.get("versions", {}))
         self.guesses = _guess_tables(folder, config.get("guesses", []))
         """What it answers where it could be guessed, by temperature; none of predictors older than that."""
         self._columns = np.array([entries.FEATURE_NAMES.index(name) for name in self.names])
@@ -75,10 +78,10 @@ class Predictor:
         """Compare with the pair in use: `architecture`, `vocab_size` and, if both sides saw the same version of
         transformers, `config_hash`. Raises DslError naming the first difference. Warns of other weights."""
         keys = ["architecture", "vocab_size"]
-        if self.config.get("versions", {}).get("transformers") == _installed("transformers"):
+        if self._versions.get("transformers") == _installed("transformers"):
             keys.append("config_hash")
         for role, model in (("target", target), ("draft", draft)):
-            trained = self.config["pair"][role]
+            trained = self._trained_on[role]
             for key in keys:
                 if key in trained and key in model and trained[key] != model[key]:
                     raise DslError(
@@ -168,7 +171,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if missing:
         raise DslError(f"{path} is not a predictor's (no {', '.join(missing)}); name a folder that dsl-train wrote")
     if config["format_version"] != FORMAT_VERSION:
-        wrote = config.get("versions", {}).get("dsl-train")
+        versions = config.get("versions")
+        wrote = versions.get("dsl-train") if isinstance(versions, dict) else None
         raise DslError(
             f"{path} has format {config['format_version']}, this build reads {FORMAT_VERSION}; "
             f"install the dsl-train that wrote it ({wrote}) or train anew"
