@@ -121,7 +121,7 @@ def assemble(block: BlockState) -> list[float]:
 
 
 class FeatureView:
-    """Told of everything, it computes nothing before it is asked: most rounds of a policy that may guess are not."""
+    """It is told everything and computes nothing before it is asked: rounds at rest are never asked."""
 
     def __init__(self, prompt_token_ids: Sequence[int], temperature: float) -> None:
         self._text = TextState(prompt_token_ids, temperature)

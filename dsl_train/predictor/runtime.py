@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from dsl_train.base import cost, schema
-from dsl_train.base.guess import GuessTable
+from dsl_train.base import schema
 from dsl_train.base.records import DslError
 from dsl_train.predictor.light import LightNetwork, initializers
 
@@ -38,7 +37,7 @@ class ThresholdTable:
 
     def at(self, c_eff: float) -> float:
         """Linear between the solved prices, constant outside."""
-        return cost.interpolate(c_eff, self.c_eff, self.threshold)
+        return float(np.interp(c_eff, self.c_eff, self.threshold))
 
 
 class Predictor:
@@ -50,8 +49,6 @@ class Predictor:
         self.max_lookahead: int = config["max_lookahead"]
         table = config["threshold_table"]
         self.table = ThresholdTable(tuple(table["c_eff"]), tuple(table["threshold"]))
-        self.guesses = _guess_tables(folder, config.get("guesses", []))
-        """What it answers where it could be guessed, by temperature; none of predictors older than that."""
         self._columns = np.array([schema.FEATURE_NAMES.index(name) for name in self.names])
         self._light = _light_network(folder / ONNX, self._survivals, self._columns, self.names)
 
@@ -162,15 +159,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"install the dsl-train that wrote it ({wrote}) or train anew"
         )
     return config
-
-
-def _guess_tables(folder: Path, described: Any) -> tuple[GuessTable, ...]:
-    try:
-        return tuple(map(GuessTable.from_dict, described))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DslError(
-            f"{folder / CONFIG} is damaged (guesses: {error!r}); copy it again or run dsl-train --export_only"
-        ) from error
 
 
 def _check_schema(folder: Path, described: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

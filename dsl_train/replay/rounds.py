@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dsl_train.base.cost import Price, StopRule, marginal, question, round_costs
+from dsl_train.base.cost import Price, StopRule, marginal, round_costs
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import Round
 from dsl_train.replay.walk import PolicyWalk
@@ -44,8 +44,6 @@ class ReplayResult:
     """[Q] int64: tokens committed by rounds: the response but its first."""
     prompt_ids: tuple[str, ...]
     """[Q]"""
-    unasked: np.ndarray | None = None
-    """[R] int64: decisions made without reading features, where the policy would have been given some; None of 0."""
     rounds: tuple[tuple[Round, ...], ...] | None = None
     """Q of them, where a policy was walked; a drafted token beyond the traces is -1."""
 
@@ -106,8 +104,8 @@ class ReplayResult:
 
     def _round_costs(self, price: Price) -> np.ndarray:
         """[R]"""
-        costs = np.array(round_costs(price, int(self.num_drafted.max(initial=0))))[self.num_drafted]
-        return costs if self.unasked is None else costs - question(price) * self.unasked
+        costs: np.ndarray = np.array(round_costs(price, int(self.num_drafted.max(initial=0))))[self.num_drafted]
+        return costs
 
 
 def replay_lookahead(
@@ -157,7 +155,7 @@ def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int
 
 def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float | StopRule) -> ReplayResult:
     """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N]. The learned policy's, as
-    long as it has no reason to rest (`policies.alertness`); `replay_policy` walks it, rests and all."""
+    long as it has no reason to rest (`policies/resting.py`); `replay_policy` walks it, rests included."""
     rule = StopRule.of(threshold)
     thresholds = np.array(rule.thresholds)
     return replay_answers(decisions, survival > thresholds[np.minimum(decisions.position, len(thresholds) - 1)])
@@ -169,13 +167,13 @@ def replay_static(decisions: Decisions, lookahead: int) -> ReplayResult:
 
 
 def replay_oracle(decisions: Decisions, max_lookahead: int | None = None) -> ReplayResult:
-    """Upper bound: stop behind the last draft that will be accepted."""
+    """Upper bound: stop after the last draft that will be accepted."""
     cap = decisions.max_lookahead if max_lookahead is None else max_lookahead
     return replay_lookahead(decisions, np.minimum(decisions.run, cap))
 
 
 def replay_oracle_plus(decisions: Decisions, max_lookahead: int | None = None) -> ReplayResult:
-    """Upper bound of those who pay for the rejected draft: stop behind it."""
+    """Upper bound of those who pay for the rejected draft: stop after it."""
     cap = decisions.max_lookahead if max_lookahead is None else max_lookahead
     return replay_lookahead(decisions, np.minimum(decisions.run + 1, cap))
 
@@ -184,7 +182,6 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
     """Rounds of any policy, asked and told as in the live loop; its memory is used and changed."""
     starts: list[int] = []
     exhausted: list[bool] = []
-    unasked: list[int] = []
     rounds: list[tuple[Round, ...]] = []
     for number in range(decisions.num_sequences):
         walk = PolicyWalk(decisions, policy, number)
@@ -192,7 +189,6 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
         rounds.append(tuple(walk))
         starts += walk.starts
         exhausted += walk.exhausted
-        unasked += walk.unasked
     visited = np.array(starts, dtype=np.int64)
     return ReplayResult(
         sequence=np.searchsorted(decisions.bounds, visited, side="right") - 1,
@@ -202,7 +198,6 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
         exhausted=np.array(exhausted, dtype=bool),
         tokens=np.diff(decisions.bounds),
         prompt_ids=tuple(decisions.prompt_ids),
-        unasked=np.array(unasked, dtype=np.int64) if policy.needs == "features" else None,
         rounds=tuple(rounds),
     )
 
@@ -214,7 +209,7 @@ def start_numbers(decisions: Decisions, result: ReplayResult) -> np.ndarray:
 
 
 def draft_rows(decisions: Decisions, starts: np.ndarray, position: int) -> np.ndarray:
-    """Trace row of the draft number `position` (from 0) of each of `starts`; -1 behind the recorded tail."""
+    """Trace row of the draft number `position` (from 0) of each of `starts`; -1 beyond the recorded tail."""
     run = decisions.run[starts].astype(np.int64)
     last = starts + np.minimum(position, run)  # number of the start at the last draft on the text
     depth = np.maximum(0, position - run)
@@ -226,7 +221,7 @@ def solve_thresholds(decisions: Decisions, survival: np.ndarray, prices: Sequenc
 
     Another draft pays iff survival > rate * its price; the best rate is the fixed point of replaying that rule
     (Dinkelbach). Other thresholds are tried as well and preferred where clearly better, which a calibrated survival
-    never needs. One threshold serves before and behind the first draft.
+    never needs. One threshold serves before and after the first draft.
     """
     rounds_by_drafts: dict[float, np.ndarray] = {}  # threshold -> [max_lookahead + 1] rounds with 0, 1, ... drafts
     num_counts = decisions.max_lookahead + 1
