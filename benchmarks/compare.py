@@ -20,6 +20,7 @@ import torch
 from geometries import GEOMETRIES, random_pair, random_prompts
 from transformers import PreTrainedTokenizerBase
 
+from dsl_train.api.calibration import measure
 from dsl_train.base import files
 from dsl_train.base.cost import StopRule
 from dsl_train.base.records import AcceptanceStats
@@ -29,7 +30,6 @@ from dsl_train.bench.hf import Generate, assisted_note, hf_generate
 from dsl_train.bench.live import compare, contender, pool, time_all
 from dsl_train.bench.setup import Setup, open_pair, open_predictor, read_prompts_as_tokens
 from dsl_train.bench.statistics import Interval
-from dsl_train.costs.timing import measure
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.pair.loading import Pair
 from dsl_train.pair.prompt import PairPrompt, begin
@@ -113,7 +113,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def compare_pair(config: BenchConfig, pair: Pair, predictor: Predictor, args: argparse.Namespace) -> list[Row]:
     prompts = read_prompts_as_tokens(config, pair)
-    setup = price(Setup(config, pair, prompts, predictor, None, None))
+    setup = price(Setup(config, pair, prompts, predictor))
     contenders = {name: contender(name, setup) for name in (AUTOREGRESSIVE, *STATICS, LEARNED, TRANSFORMERS, ASSISTED)}
     settings = tune(pair, replace(config, prompts=args.tune_on, num_prompts=4))
     contenders[TUNED] = hf_generate(pair, config.sampling, config.max_new_tokens, True, settings)
@@ -132,7 +132,7 @@ def price(setup: Setup) -> Setup:
     assert setup.predictor is not None
     models = CachedModel(setup.pair.target), CachedModel(setup.pair.draft)
     cost = measure(*models, setup.predictor, setup.config.sampling)
-    return replace(setup, cost=cost, rule=cost.stop_rule(setup.predictor.threshold))
+    return replace(setup, rule=cost.stop_rule(setup.predictor.threshold))
 
 
 def tune(pair: Pair, config: BenchConfig) -> Mapping[str, Any]:
@@ -154,7 +154,7 @@ def compare_random(name: str, tokenizer: PreTrainedTokenizerBase, predictor: Pre
     geometry = GEOMETRIES[name]
     pair = random_pair(geometry, tokenizer)
     config = BenchConfig("live", "-", "-", prompts="-", max_new_tokens=RANDOM_TOKENS)
-    setup = Setup(config, pair, (), predictor, None, StopRule.of(-1.0))
+    setup = Setup(config, pair, (), predictor, rule=StopRule.of(-1.0))
     asked = make_policy(LEARNED, predictor, -1.0)
     asked.max_lookahead = 4
     target = CachedModel(pair.target)

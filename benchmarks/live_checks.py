@@ -19,24 +19,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from dsl_train.api.calibration import measure
 from dsl_train.base import files
 from dsl_train.base.cost import CostProfile, StopRule
 from dsl_train.base.records import AcceptanceStats
 from dsl_train.bench import statistics
 from dsl_train.bench.config import AUTOREGRESSIVE, BenchConfig
-from dsl_train.bench.hf import Generate
 from dsl_train.bench.live import contender, pool, time_all
 from dsl_train.bench.replay import price_of
 from dsl_train.bench.setup import Setup, open_pair, open_predictor, read_prompts_as_tokens
 from dsl_train.bench.statistics import Interval
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.shards import collect
-from dsl_train.costs.timing import measure
 from dsl_train.pair.loading import Pair
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.runners.cached import CachedModel
@@ -103,7 +101,7 @@ def main() -> None:
     for name, extreme, predictor, price, policies in cases:
         cost = measure(CachedModel(extreme.target), CachedModel(extreme.draft), predictor)
         rule = cost.stop_rule(predictor.threshold) if price is None else StopRule.of(predictor.threshold(price))
-        setup = Setup(config, extreme, read_prompts_as_tokens(config, extreme), predictor, cost, rule)
+        setup = Setup(config, extreme, read_prompts_as_tokens(config, extreme), predictor, rule=rule)
         for check in run(name, setup, cost, cost.c_eff if price is None else price, policies):
             checks.append(check)
             print(told(check), flush=True)
@@ -152,7 +150,6 @@ def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequ
         plain = target_prompts + stats.num_committed_tokens * price.round_base
         drafting = draft_prompts if stats.num_draft_tokens else 0.0
         own = target_prompts + drafting + sum(price.round_seconds(len(r.drafted)) for r in rounds)
-        own -= setup.config.repeats * num_spared(contenders[policy], setup) * price.question
         yield Check(
             draft=name,
             policy=policy,
@@ -163,15 +160,6 @@ def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequ
             mean_lookahead=stats.num_draft_tokens / stats.num_spec_steps,
             acceptance=stats.draft_acceptance_rate,
         )
-
-
-def num_spared(contender: Generate, setup: Setup) -> int:
-    """Decisions of one turn that were made without asking the predictor."""
-    assert setup.predictor is not None, "a check has a predictor"
-    with patch.object(setup.predictor, "survival", wraps=setup.predictor.survival) as asked:
-        results = [contender(prompt, number) for number, (_, prompt) in enumerate(setup.prompts)]
-    decisions = sum(len(r.drafted) + 1 for result in results for r in result.rounds)
-    return max(0, decisions - asked.call_count)
 
 
 @torch.inference_mode()

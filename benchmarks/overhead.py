@@ -25,7 +25,6 @@ from dsl_train.base import files
 from dsl_train.base.policy import Policy
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.prompts import read_prompts
-from dsl_train.costs.profile import cached_profile
 from dsl_train.loop.drafter import Drafter
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.pair.loading import load_pair
@@ -192,7 +191,6 @@ def opened(args: argparse.Namespace) -> tuple[Speculator, list[list[int]]]:
     pair = load_pair(args.target, args.draft)
     prompts = read_prompts(args.prompts, None, args.num_prompts, pair.tokenizer)
     predictor = Predictor.load(args.predictor or Path(args.draft) / "dsl")
-    cached_profile(pair, predictor, fresh=True)  # the threshold of now: the machine may have been busier
     return Speculator(pair, args.policy, predictor), [prompt.encode(pair.tokenizer) for prompt in prompts]
 
 

@@ -23,17 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
+from dsl_train.api.calibration import measure
 from dsl_train.api.serving import load_predictor
 from dsl_train.base import files
 from dsl_train.base.cost import CostProfile, Price, StopRule, c_of, rule_at
 from dsl_train.base.sampling import Sampling
 from dsl_train.bench import statistics
 from dsl_train.bench.ceiling import replay_ceiling
-from dsl_train.bench.learned import replay_learned
 from dsl_train.bench.replay import BOUNDS, by_prompt, coupling_draws, price_of
 from dsl_train.bench.statistics import Interval, Rates
 from dsl_train.bench.tuned import replay_spec
-from dsl_train.costs.timing import measure
 from dsl_train.features import entries
 from dsl_train.pair.loading import load_pair
 from dsl_train.pair.prompt import typical_runners
@@ -179,7 +178,7 @@ def contest(
         tuned = {**tuned, OWN_SIGNALS: own}
         rule = rule_at(price, predictor.threshold)
         results = {
-            (LEARNED, LEARNED): replay_learned(test, predictor, survival, rule),
+            (LEARNED, LEARNED): replay.replay_survival(test, survival, rule),
             (ADAPTED, ADAPTED): replay.replay_policy(test, make_policy(ADAPTED, predictor, rule)),
             **{(rule_name, best.spec): replay_spec(test, best.spec) for rule_name, best in tuned.items()},
             **{(spec, spec): result for spec, result in published.items()},

@@ -74,8 +74,7 @@ class PairFolders:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Cost profiles of tiny models stay out of the user's cache, measured once a session; so does code that
-    transformers copies."""
+    """What is cached of tiny models stays out of the user's cache; so does code that transformers copies."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     dynamic_module_utils.HF_MODULES_CACHE = str(tmp_path_factory.mktemp("modules"))
 

@@ -7,12 +7,10 @@ import pytest
 from conftest import VOCAB_SIZE, make_tokenizer
 
 from dsl_train.base.cost import StopRule
-from dsl_train.base.guess import GuessTable
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep
 from dsl_train.base.sampling import Sampling
 from dsl_train.base.schema import ROW_COLUMNS
-from dsl_train.bench.learned import replay_learned
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.text import Request
@@ -146,19 +144,6 @@ def test_features_read_now_and_then_are_those_of_the_traces(live_pair, live_deci
     assert live.seen.keys() == replayed.seen.keys()
     for place, vector in live.seen.items():
         np.testing.assert_allclose(vector, replayed.seen[place], rtol=0, atol=2e-5)
-
-
-class GuessedPredictor(LongTextPredictor):
-    guesses = (GuessTable(0.0, (0.1, 0.3), ((0.1, 0.1), (0.1, 0.5), (0.5, 0.5)), (0.4, 0.4)),)
-
-
-def test_a_rule_that_guesses_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):
-    predictor, rule = GuessedPredictor(), StopRule((0.35, 0.2), question=0.05)
-    survival = predictor.survival_batch(live_decisions.features)
-    expected = replay_learned(live_decisions, predictor, survival, rule)
-    live = LearnedPolicy(predictor, rule, live_decisions.max_lookahead)
-    assert run_live(live_pair, live_decisions, live) == expected.rounds
-    assert 0 < expected.unasked.sum() < expected.num_rounds + expected.num_drafted.sum()
 
 
 def test_the_rule_that_adapts_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dsl_train.api.own_settings import under_own_settings
 from dsl_train.api.serving import choose_policy
 from dsl_train.api.text_stream import TextStream
+from dsl_train.base.cost import CostProfile
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import GenerationResult, Round
 from dsl_train.base.sampling import Sampling
@@ -24,6 +26,7 @@ from dsl_train.loop.engine import OnRound, SpeculativeEngine
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair, load_pair, load_tokenizer
 from dsl_train.pair.prompt import EncodedPrompt, PairPrompt, begin, encode_audio, encode_text, encode_tokens, runner_of
+from dsl_train.policies.capped import Capped
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.runners.compiled import warm_up
 from dsl_train.runners.supported import check_pair_supported
@@ -72,10 +75,11 @@ def generate(
     """Continue `prompt`, or answer it if the pair has encoders, with exactly the target's tokens (greedy) or
     distribution (temperature > 0).
 
-    `predictor` defaults to the one shipped in the draft's `dsl` folder; `policy` to the learned one, which measures
-    what a draft token costs here and sets its own threshold; `adapt` corrects it by what was accepted, which one text
-    is short for. `on_text` receives the text as it grows. `compile` takes a minute before the first token and makes
-    every later one quicker (`compiled.py`), until the process ends. For many prompts build a :class:`Speculator` once.
+    `predictor` defaults to the one shipped in the draft's `dsl` folder; `policy` to the learned one, which
+    learns what a draft token costs here and sets its own threshold; `adapt` corrects it by what was accepted, which
+    one text is short for. `on_text` receives the text as it grows. `compile` takes a minute before the first token and
+    makes every later one quicker (`compiled.py`), until the process ends. For many prompts build a :class:`Speculator`
+    once.
 
     The target's `generation_config` is honoured where it changes probabilities (repetition penalty, forbidden or forced
     tokens, least length, min_p, ...). Length, temperature, top_k and top_p are this call's alone. Raises DslError for
@@ -98,13 +102,16 @@ class Speculator:
         threshold: float | None = None,
         max_lookahead: int | None = None,
         compile: bool = False,
+        costs: CostProfile | None = None,
     ) -> None:
+        """Given a `threshold`, or `costs` that it follows from, the learned policy times nothing, and its rounds are
+        reproducible; else it follows the costs that it meets."""
         self.pair, self._lock = pair, threading.Lock()
         self.warm_up_seconds = warm_up(pair.target, pair.draft) if compile else 0.0
         self.target, self.draft = runner_of(pair.target), runner_of(pair.draft)
-        self.policy = choose_policy(pair, policy, predictor, threshold) if isinstance(policy, str) else policy
+        self.policy = choose_policy(pair, policy, predictor, threshold, costs) if isinstance(policy, str) else policy
         if max_lookahead is not None:
-            self.policy.max_lookahead = min(self.policy.max_lookahead, max_lookahead)
+            self.policy = cast(Policy, Capped(self.policy, max_lookahead))
 
     def generate(
         self,

@@ -1,16 +1,19 @@
-"""What a round costs, and the stop rule that follows from it. Standard library only; `profile.py` measures.
+"""What a round costs, and the stop rule that follows from it. `costs/online.py` learns the costs while generating.
 
 A round that drafts K tokens takes
 
     seconds(K) = verification(K + 1) + overhead + K * (draft step + predictor)
 
 and verification(1) ... verification(W) are measured one by one: from one token to two it may jump (another kernel),
-further ones cost little. So each position has a threshold of its own (:class:`StopRule`).
+further ones cost little. So each position has a threshold of its own (:class:`StopRule`). Verifying more tokens never
+takes less time: steps that were measured otherwise are smoothed first (:func:`never_falling`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+import numpy as np
 
 #: Tokens of the widest verification that the rule's line is laid through: beyond, blocks are rare and another kernel's.
 TYPICAL_WIDTH = 9
@@ -22,11 +25,9 @@ _POSITIONS = 16
 
 @dataclass(frozen=True)
 class StopRule:
-    """Draft on iff survival exceeds the threshold of the position; positions behind share the last one."""
+    """Draft another token iff survival exceeds the threshold of the position; later positions share the last one."""
 
     thresholds: tuple[float, ...]
-    question: float = 0.0
-    """What the time of asking the predictor is worth [tokens]: below that, better guess (`guess.py`)."""
 
     @classmethod
     def of(cls, threshold: "float | StopRule") -> "StopRule":
@@ -34,13 +35,13 @@ class StopRule:
         return threshold if isinstance(threshold, StopRule) else cls((threshold,))
 
     @classmethod
-    def solve(cls, threshold_at: Callable[[float], float], costs: Sequence[float], question: float = 0.0) -> "StopRule":
+    def solve(cls, threshold_at: Callable[[float], float], costs: Sequence[float]) -> "StopRule":
         """`threshold_at(c)` = rate * c is solved for rounds of price 1 + K * c; `costs` [K + 1] are rounds with 0 ... K
-        drafts, and `question` is one to the predictor, in rounds of plain decoding.
+        drafts, in rounds of plain decoding.
 
         Going on for n more drafts gains survival * (1 + KEPT + ... + KEPT ** (n - 1)) tokens and costs
         costs[k + n] - costs[k], each worth the rate L in tokens. It pays if it does for some n: what drafting at all
-        costs, and steps that widen the verification dearly, may be paid by the drafts behind them. Where every draft
+        costs, and steps that widen the verification dearly, may be paid by the drafts after them. Where every draft
         costs c, one draft is the cheapest n and the threshold L * c. L is that of the line from (0, 1) closest to the
         rounds of typical length, and never below that of plain decoding.
         """
@@ -52,7 +53,7 @@ class StopRule:
         def price(k: int) -> float:
             return min((costs[k + n] - costs[k]) / kept[n] for n in range(1, min(AHEAD, len(costs) - 1 - k) + 1))
 
-        return cls(tuple(min(1.0, max(0.0, rate * price(k))) for k in range(len(costs) - 1)), rate * question)
+        return cls(tuple(min(1.0, max(0.0, rate * price(k))) for k in range(len(costs) - 1)))
 
     @property
     def first(self) -> float:
@@ -60,7 +61,7 @@ class StopRule:
 
     @property
     def another(self) -> float:
-        """Behind the first draft."""
+        """After the first draft."""
         return self.at(1)
 
     def at(self, position: int) -> float:
@@ -87,13 +88,27 @@ class CostProfile:
     """Verification, commit and bookkeeping per round, the forward excluded."""
     predictor_round: float = 0.0
     """Features and predictor per round: the question before the first draft, the committed tokens."""
-    question: float = 0.0
-    """What of the two above is saved by each decision made without reading features."""
     target_steps: tuple[float, ...] = ()
-    """[W] target forwards over 1 ... W new tokens; empty where only the two numbers above are known."""
+    """[W] target forwards over 1 ... W new tokens, never falling; empty where only the two numbers above are known."""
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """First and third quartile of what was timed: `draft`, a token of a block; `target`, a forward over one token;
-    whole rounds, as `features 8`: eight drafts and a policy that looks at features."""
+    """First and third quartile of what was timed: `draft`, a token of a block; `target`, a forward over one token."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target_steps", tuple(never_falling(self.target_steps)))
+
+    @classmethod
+    def of_steps(
+        cls,
+        draft_step: float,
+        target_steps: Sequence[float],
+        round_overhead: float = 0.0,
+        spread: Mapping[str, tuple[float, float]] | None = None,
+    ) -> "CostProfile":
+        """From the steps alone: `target_steps` [W] are forwards over 1 ... W new tokens [seconds]."""
+        steps = never_falling(target_steps)
+        return cls(
+            draft_step, steps[0], _rise(steps), round_overhead=round_overhead, target_steps=steps, spread=spread or {}
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CostProfile":
@@ -111,7 +126,7 @@ class CostProfile:
 
     @property
     def round_base(self) -> float:
-        """A round of plain decoding, nobody asked [seconds]: the unit of :meth:`round_cost`."""
+        """A round of plain decoding without a predictor [seconds]: the unit of :meth:`round_cost`."""
         return self.target_step + self.round_overhead
 
     @property
@@ -141,11 +156,11 @@ class CostProfile:
 
     def stop_rule(self, threshold_at: Callable[[float], float]) -> StopRule:
         """The predictor's thresholds at these costs."""
-        return StopRule.solve(threshold_at, round_costs(self, _POSITIONS + AHEAD), question(self))
+        return StopRule.solve(threshold_at, round_costs(self, _POSITIONS + AHEAD))
 
     def without_predictor(self) -> "CostProfile":
         """What a rule pays that looks at nothing but the position."""
-        return replace(self, predictor=0.0, predictor_round=0.0, question=0.0)
+        return replace(self, predictor=0.0, predictor_round=0.0)
 
     def for_needs(self, needs: str) -> "CostProfile":
         """What a rule pays for what it looks at (`policies.base.Needs`)."""
@@ -187,11 +202,6 @@ def round_costs(price: Price, max_drafted: int) -> list[float]:
     return [1.0 + price * num_drafted for num_drafted in range(max_drafted + 1)]
 
 
-def question(price: Price) -> float:
-    """Price of asking the predictor once, in rounds of plain decoding."""
-    return price.question / price.round_base if isinstance(price, CostProfile) else 0.0
-
-
 def rule_at(price: Price, threshold_at: Callable[[float], float]) -> StopRule:
     """A predictor's thresholds at a price."""
     return price.stop_rule(threshold_at) if isinstance(price, CostProfile) else StopRule.of(threshold_at(price))
@@ -214,11 +224,23 @@ def marginal(price: Price) -> float:
     return price
 
 
-def interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Piecewise linear through the points (xs rising), constant outside."""
-    if x <= xs[0]:
-        return ys[0]
-    for left, right, low, high in zip(xs, xs[1:], ys, ys[1:], strict=False):
-        if x <= right:
-            return low + (high - low) * (x - left) / (right - left)
-    return ys[-1]
+def never_falling(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, ...]:
+    """The closest values [W] that never fall, by weighted least squares: pool adjacent violators (Ayer et al. 1955,
+    Ann. Math. Stat. 26(4))."""
+    pools: list[tuple[float, float, int]] = []  # mean, weight, length
+    for value, weight in zip(values, weights or [1.0] * len(values), strict=True):
+        pools.append((value, weight, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (low, low_weight, low_length), (high, high_weight, high_length) = pools.pop(), pools.pop()
+            total = low_weight + high_weight
+            mean = (low * low_weight + high * high_weight) / total
+            pools.append((mean, total, low_length + high_length))
+    return tuple(mean for mean, _, length in pools for _ in range(length))
+
+
+def _rise(steps: Sequence[float]) -> float:
+    """Seconds per token beyond the second: least squares over the typical widths; 0 where there is one width only."""
+    if len(steps) < 3:
+        return max(0.0, steps[-1] - steps[0])
+    typical = steps[1:TYPICAL_WIDTH]
+    return max(0.0, float(np.polyfit(np.arange(len(typical)), typical, 1)[0])) if len(typical) > 1 else 0.0

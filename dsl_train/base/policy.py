@@ -1,4 +1,4 @@
-"""The one question a policy answers."""
+"""What a policy decides, and what it is told."""
 
 from typing import Literal, Protocol
 
@@ -27,6 +27,9 @@ class Policy(Protocol):
 
     def observe(self, finished: Round) -> None:
         """Called once per round, after commit."""
+
+    def timed(self, num_drafted: int, draft_seconds: float, verify_seconds: float, round_seconds: float) -> None:
+        """Called after :meth:`observe`: how long drafting, verification and the whole round took [seconds]."""
 
     def reset(self) -> None:
         """Forget whatever belongs to one text; keep what a baseline is defined to keep across texts."""

@@ -80,8 +80,9 @@ class LiveResult:
     """The static lookahead with the most tokens per second on these very prompts: the hardest one to beat."""
     mismatches: tuple[Mismatch, ...]
     cost: CostProfile | None
+    """What the costs that `learned` follows were in the end; None where its threshold was given."""
     threshold: float | None
-    """What `learned` compared survival with."""
+    """What `learned` compared survival with in the end."""
     num_prompts: int
     dtype: str
     greedy: bool
@@ -115,13 +116,13 @@ def run_live(config: BenchConfig) -> LiveResult:
     by_group = {
         group: {name: list(compress(results[name], of_group)) for name in names} for group, of_group in members.items()
     }
-    greedy = config.sampling.greedy
+    greedy, rule = config.sampling.greedy, setup.rule_now
     return LiveResult(
         policies=whole.policies,
         best_static=whole.best_static,
         mismatches=tuple(compare(results, [prompt_id for prompt_id, _ in setup.prompts])) if greedy else (),
-        cost=setup.cost,
-        threshold=setup.rule.another if setup.rule else None,
+        cost=setup.costs.profile if setup.costs else None,
+        threshold=rule.another if rule else None,
         num_prompts=len(setup.prompts),
         dtype=setup.pair.target_identity.dtype,
         greedy=greedy,

@@ -18,10 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsl_train.base.cost import CostProfile, Price, rule_at
-from dsl_train.bench.learned import replay_learned
 from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.predictor.runtime import Predictor
-from dsl_train.replay.rounds import ReplayResult, draft_rows, replay_answers, replay_lookahead, replay_static
+from dsl_train.replay.rounds import (
+    ReplayResult,
+    draft_rows,
+    replay_answers,
+    replay_lookahead,
+    replay_static,
+    replay_survival,
+)
 from dsl_train.traces.decisions import Decisions
 
 PROBS = (0.0, *(i / 20 for i in range(1, 20)))
@@ -60,7 +66,7 @@ def recommend(train: Decisions, test: Decisions, cost: Price, predictor: Predict
     learned = None
     if predictor is not None:
         rule = rule_at(cost, predictor.threshold)
-        learned = replay_learned(test, predictor, predictor.survival_batch(test.features), rule).rate(cost)
+        learned = replay_survival(test, predictor.survival_batch(test.features), rule).rate(cost)
     recommendations = []
     for engine, settings in (("transformers", _transformers), ("vLLM", _vllm), ("llama.cpp", _llama_cpp)):
         best = max(settings(train), key=lambda setting: setting.rate(price)).options

@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from dsl_train.api.calibration import calibrate
 from dsl_train.api.serving import load_predictor
 from dsl_train.base.cost import CostProfile, Price, StopRule, c_of, price_for, rule_at
 from dsl_train.bench import statistics
 from dsl_train.bench.ceiling import CEILINGS, replay_ceiling
 from dsl_train.bench.config import LIVE_ONLY, BenchConfig, is_learned
-from dsl_train.bench.learned import replay_learned
 from dsl_train.bench.setup import open_pair, open_predictor
 from dsl_train.bench.statistics import Interval, Rates
 from dsl_train.bench.tuned import SUFFIX, TunedRule, replay_spec, replay_tuned
-from dsl_train.costs.profile import cached_profile
 from dsl_train.policies.registry import make_policy, needs_of
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.replay import rounds as replay
@@ -179,7 +178,7 @@ def contender(name: str, walked: Decisions, predictor: Predictor | None, thresho
         def at(price: Price) -> ReplayResult:
             rule = rule_at(price, predictor.threshold) if threshold is None else StopRule.of(threshold)
             if name == LEARNED:
-                return replay_learned(walked, predictor, survival, rule)
+                return replay.replay_survival(walked, survival, rule)
             return replay.replay_policy(walked, make_policy(name, predictor, rule))
 
         return at
@@ -214,4 +213,4 @@ def measured_price(config: BenchConfig) -> list[CostProfile]:
         return []
     pair = open_pair(config)
     predictor = open_predictor(config, pair) if any(map(is_learned, config.policies)) else None
-    return [cached_profile(pair, predictor, config.sampling)]
+    return [calibrate(pair, predictor, config.sampling)]

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from dsl_train.api.serving import find_predictor
+from dsl_train.api.calibration import calibrate
+from dsl_train.api.serving import find_predictor, online_costs
 from dsl_train.base.cost import CostProfile, StopRule
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import DslError
 from dsl_train.bench.config import BenchConfig, is_learned
 from dsl_train.collect.prompts import Prompt, read_prompts
-from dsl_train.costs.profile import cached_profile
+from dsl_train.costs.online import OnlineCosts
 from dsl_train.pair.loading import Pair, load_pair
 from dsl_train.pair.prompt import PairPrompt, begin
 from dsl_train.policies.registry import make_policy
@@ -36,10 +37,10 @@ class Setup:
     """(prompt id, what the pair is given)"""
     predictor: Predictor | None
     """None unless a policy is `learned`."""
-    cost: CostProfile | None
-    """Measured anew when there is a predictor: the machine may be busier than it was."""
-    rule: StopRule | None
-    """What `learned` compares survival with."""
+    costs: OnlineCosts | None = None
+    """What the thresholds of `learned` follow, unless given."""
+    rule: StopRule | None = None
+    """What `learned` compares survival with, if given."""
     groups: tuple[str, ...] = ()
     """Of each prompt, what the column `by` says; empty without one."""
 
@@ -50,16 +51,24 @@ class Setup:
         prompts = encode_prompts(read, pair)
         groups = tuple(prompt.group for prompt in read) if config.by else ()
         if not any(is_learned(name) for name in config.policies):
-            return cls(config, pair, prompts, None, None, None, groups)
+            return cls(config, pair, prompts, None, groups=groups)
         predictor = open_predictor(config, pair)
-        cost = cached_profile(pair, predictor, config.sampling, fresh=True)
-        rule = cost.stop_rule(predictor.threshold) if config.threshold is None else StopRule.of(config.threshold)
-        return cls(config, pair, prompts, predictor, cost, rule, groups)
+        if config.threshold is not None:
+            return cls(config, pair, prompts, predictor, rule=StopRule.of(config.threshold), groups=groups)
+        return cls(config, pair, prompts, predictor, online_costs(pair, predictor), groups=groups)
 
     def policy(self, spec: str) -> Policy:
         """Raises DslError if the specification is not understood."""
-        learned = is_learned(spec)
-        return make_policy(spec, self.predictor if learned else None, self.rule if learned else None)
+        if not is_learned(spec):
+            return make_policy(spec)
+        return make_policy(spec, self.predictor, self.rule or self.costs)
+
+    @property
+    def rule_now(self) -> StopRule | None:
+        """What `learned` compares survival with at the moment; None without a predictor."""
+        if self.predictor and self.costs:
+            return self.costs.profile.stop_rule(self.predictor.threshold)
+        return self.rule
 
 
 def open_pair(config: BenchConfig) -> Pair:
@@ -80,10 +89,10 @@ def open_predictor(config: BenchConfig, pair: Pair) -> Predictor:
 
 
 def measure_costs(config: BenchConfig) -> CostProfile:
-    """Measured anew, and kept for whoever asks next. The predictor is timed if there is one, or one is named."""
+    """What the pair's steps cost. The predictor is timed if there is one, or one is named."""
     pair = open_pair(config)
     predictor = open_predictor(config, pair) if config.predictor or shipped_with(config.draft) else None
-    return cached_profile(pair, predictor, config.sampling, fresh=True)
+    return calibrate(pair, predictor, config.sampling)
 
 
 def read_prompts_as_tokens(config: BenchConfig, pair: Pair) -> tuple[tuple[str, PairPrompt], ...]:

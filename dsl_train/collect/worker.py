@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from dsl_train.api.calibration import calibrate
 from dsl_train.base.cost import CostProfile
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.hindsight import HindsightCollector
@@ -16,7 +17,6 @@ from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.tasks import Rejected, Task
 from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Collector, Reject, Request
 from dsl_train.collect.translated import Translator
-from dsl_train.costs.profile import cached_profile
 from dsl_train.pair.loading import Pair, load_any_pair, load_pair, load_tokenizer, share_tokenizer
 from dsl_train.traces.store import Counts, Rows, TraceSequence, join_rows
 
@@ -68,7 +68,7 @@ class Worker:
         """The part, and what the pair costs, which is not known of two tokenizers."""
         finished = self.collect_part(part, tasks)
         if finished.sequences and self._cost is None and self._translator is None:
-            self._cost = cached_profile(self.pair, sampling=self.config.sampling)
+            self._cost = calibrate(self.pair, sampling=self.config.sampling)
         return replace(finished, cost=self._cost)
 
     def collect_part(self, part: int, tasks: Sequence[Task]) -> FinishedPart:

@@ -1,1 +1,1 @@
-"""What a draft step and a verification cost on this machine."""
+"""What drafting and verifying cost, learned from the rounds that are generated."""

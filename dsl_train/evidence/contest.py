@@ -13,14 +13,13 @@ from typing import Literal
 import numpy as np
 
 from dsl_train.base.cost import Price, c_of
-from dsl_train.bench import learned as bench_learned
 from dsl_train.bench import statistics
 from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, price_of
 from dsl_train.bench.statistics import Interval
 from dsl_train.bench.tuned import replay_spec
 from dsl_train.evidence.material import Material
-from dsl_train.replay.rounds import ReplayResult
+from dsl_train.replay.rounds import ReplayResult, replay_survival
 from dsl_train.replay.tuning import AS_PUBLISHED, Tuned, tune_baselines
 
 Setting = Literal["learned", "tuned", "published", "bound"]
@@ -106,7 +105,7 @@ def contests(material: Material, costs: Sequence[float], seed: int = 0) -> tuple
 
 def replay_learned(material: Material, price: Price) -> ReplayResult:
     rule = material.stop_rule(price)
-    return bench_learned.replay_learned(material.held_out, material.predictor, material.survival, rule)
+    return replay_survival(material.held_out, material.survival, rule)
 
 
 def _bounds(material: Material, price: Price) -> Iterator[_Entry]:

@@ -3,6 +3,8 @@
 Letters: K drafted tokens of a round, V vocabulary.
 """
 
+import time
+
 import torch
 from transformers import LogitsProcessor
 
@@ -20,6 +22,8 @@ class AssistedText:
     _tokens: list[int]
     _drafted: tuple[int, ...]
     _drafter: Drafter
+    _draft_began: float
+    _draft_ended: float
 
     def __init__(
         self,
@@ -39,16 +43,18 @@ class AssistedText:
 
     def draft(self, token_ids: list[int], limit: int) -> tuple[list[int], tuple[torch.Tensor, ...]]:
         """Tokens after the text so far, at least one, and the scores [1, V] whose softmax each was drawn from."""
+        began = time.perf_counter()
         committed = token_ids[self.num_padding + len(self._tokens) :]
         if committed:
             self._commit(committed)
+            self._tell_times(began)
         elif self.policy.needs == "features":
             limit = 1  # the target has not spoken yet: there is nothing to ask the policy with
         limit = min(limit, self.policy.max_lookahead, self.draft_model.context - len(self._tokens))
         if limit < 1 and len(self._tokens) >= self.draft_model.context:
             return self._guess()
         block = self._drafter.draft_block(self._tokens, max(1, limit), self._generator)
-        self._drafted = block.token_ids
+        self._drafted, self._draft_began, self._draft_ended = block.token_ids, began, time.perf_counter()
         if block.probs is None:  # greedy: compared by token alone
             return list(block.token_ids), (torch.zeros(1, self.draft_model.width),) * len(block.token_ids)
         self._draft_probs = block.probs
@@ -75,6 +81,12 @@ class AssistedText:
             self._tell_features(logits, committed, num_accepted)
         if self._drafted:
             self.policy.observe(Round(start, self._drafted, num_accepted, tuple(committed)))
+
+    def _tell_times(self, now: float) -> None:
+        """Of the round that ended `now`, all that transformers does included."""
+        if self._drafted:
+            seconds = (self._draft_ended - self._draft_began, now - self._draft_ended, now - self._draft_began)
+            self.policy.timed(len(self._drafted), *seconds)
 
     def _tell_features(self, logits: torch.Tensor, committed: list[int], num_accepted: int) -> None:
         known = committed[: len(self._drafted)]
@@ -117,6 +129,9 @@ class _AtLeastOne:
 
     def observe(self, finished: Round) -> None:
         self.policy.observe(finished)
+
+    def timed(self, num_drafted: int, draft_seconds: float, verify_seconds: float, round_seconds: float) -> None:
+        self.policy.timed(num_drafted, draft_seconds, verify_seconds, round_seconds)
 
     def reset(self) -> None:
         self.policy.reset()

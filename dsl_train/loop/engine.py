@@ -68,16 +68,20 @@ class SpeculativeEngine:
 
     def run_round(self, text: "_Sequence", drafter: Drafter, generator: torch.Generator) -> Round:
         """Draft a block, verify it, commit what holds. The first round is the prompt's forward and drafts nothing."""
-        start = len(text.tokens)
+        start, began = len(text.tokens), time.perf_counter()
         block = drafter.draft_block(text.tokens, self._draft_limit(text), generator)
+        drafted = time.perf_counter()
         text.tokens.extend(block.token_ids)  # for this forward only: a copy would cost the more the longer the text
         logits = self.target.logits(text.tokens, keep=len(block.token_ids) + 1)  # [K + 1, V]
         del text.tokens[start:]
         finished = self._commit(text, drafter, block, logits, generator)
+        verified = time.perf_counter()  # the choice is on the host
         self.target.truncate(len(text.tokens) - 1)
         drafter.draft.truncate(start + finished.num_accepted)
         if start > text.prompt_length:
             self.policy.observe(finished)
+            seconds = (drafted - began, verified - drafted, time.perf_counter() - began)
+            self.policy.timed(len(block.token_ids), *seconds)
         return finished
 
     def _draft_limit(self, text: "_Sequence") -> int:

@@ -3,10 +3,10 @@
 The estimate may be trained on other texts, another temperature, even another draft. Its logit is shifted, which is the
 same as shifting the thresholds. The text stays the target's own: only finished rounds are looked at.
 
-What is seen: every drafted token either survived or did not, also behind the first rejection, so every decision to
-draft has its outcome. A decision not to has none. That does not bias the fit, for given the estimate the choice does
-not depend on the outcome; but a rule that never drafts would never hear of better times. So the evidence fades, round
-by round, towards no shift at all, and the rule tries again.
+What is seen: every drafted token either survived or did not, also after the first rejection, so every decision to draft
+has its outcome. A decision not to draft has none. That does not bias the fit, since given the estimate the choice does
+not depend on the outcome; but a rule that never drafts would never learn that drafts have become better. So the
+evidence fades, round by round, towards no shift at all, and the rule tries again.
 """
 
 import math
@@ -31,13 +31,10 @@ class OnlineShift:
         self._prior = self.PRIOR_STD**-2
         self._precision = self._prior
 
-    def observe(self, survivals: Sequence[float | None], num_accepted: int) -> None:
-        """A round: the estimate that asked for each drafted token, None where there was none, and how many were
-        accepted."""
+    def observe(self, survivals: Sequence[float], num_accepted: int) -> None:
+        """A round: the estimate that asked for each drafted token, and how many of them were accepted."""
         gradient = curvature = 0.0
         for number, survival in enumerate(survivals):
-            if survival is None:
-                continue
             prob = moved(survival, self.shift)
             gradient += (number < num_accepted) - prob
             curvature += prob * (1.0 - prob)

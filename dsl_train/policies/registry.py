@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dsl_train.base.cost import StopRule
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DslError
+from dsl_train.costs.online import OnlineCosts
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy
 from dsl_train.policies.rules import HeuristicPolicy, RandomPolicy, StaticPolicy
 from dsl_train.policies.signals import ConfidencePolicy, CumulativePolicy, KangarooPolicy, LogisticPolicy, SvipPolicy
@@ -49,10 +50,15 @@ POLICIES: dict[str, str] = {
 }
 
 
-def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: float | StopRule | None = None) -> Policy:
+Threshold = float | StopRule | OnlineCosts
+"""What the learned policy compares survival with, or the costs that it follows from."""
+
+
+def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: Threshold | None = None) -> Policy:
     """A fresh policy from `NAME[:ARG,ARG...]`, as `static:4` or `confidence:0.4,20`; arguments have defaults.
 
-    `learned` needs a predictor and a threshold, and no other policy takes them. Raises DslError naming what is wrong.
+    `learned` needs a predictor and a threshold or costs, and no other policy takes them. Raises DslError naming what
+    is wrong.
     """
     name, _, listed = spec.partition(":")
     arguments = [argument.strip() for argument in listed.split(",")] if listed else []
@@ -63,8 +69,10 @@ def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: floa
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise DslError(f"unknown policy {name!r}; {meant}Choose one of {', '.join(POLICIES)}")
     if threshold is not None:
-        given = f"{StopRule.of(threshold).first:g}"
-        raise DslError(f"a threshold of {given} is for the learned policy; {_usage(name)} instead")
+        given = (
+            "costs are" if isinstance(threshold, OnlineCosts) else f"a threshold of {StopRule.of(threshold).first:g} is"
+        )
+        raise DslError(f"{given} for the learned policy; {_usage(name)} instead")
     return _RULES[name](*_parse(spec, name, arguments))
 
 
@@ -75,9 +83,7 @@ def needs_of(spec: str) -> Needs:
     return needs
 
 
-def _learned(
-    spec: str, arguments: list[str], predictor: "Predictor | None", threshold: float | StopRule | None
-) -> Policy:
+def _learned(spec: str, arguments: list[str], predictor: "Predictor | None", threshold: Threshold | None) -> Policy:
     from dsl_train.policies.learned import LearnedPolicy
 
     if arguments not in ([], ["adapt"]):

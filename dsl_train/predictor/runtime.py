@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from dsl_train.base import cost, files, schema
-from dsl_train.base.guess import GuessTable
+from dsl_train.base import files, schema
 from dsl_train.base.records import DslError, first_line
 from dsl_train.features import entries
 
@@ -40,7 +39,7 @@ class ThresholdTable:
 
     def at(self, c_eff: float) -> float:
         """Interpolated linearly between the solved prices, constant outside."""
-        return cost.interpolate(c_eff, self.c_eff, self.threshold)
+        return float(np.interp(c_eff, self.c_eff, self.threshold))
 
 
 class Predictor:
@@ -54,8 +53,6 @@ class Predictor:
         self.table = ThresholdTable(prices, thresholds)
         self._trained_on = {role: dict(config["pair"][role]) for role in ("target", "draft")}
         self._versions = dict(config.get("versions", {}))
-        self.guesses = _guess_tables(folder, config.get("guesses", []))
-        """What it answers where it could be guessed, by temperature; none of predictors older than that."""
         self._columns = np.array([entries.FEATURE_NAMES.index(name) for name in self.names])
 
     @classmethod
@@ -184,15 +181,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"the key {files.SEAL} to keep an edit"
         )
     return config
-
-
-def _guess_tables(folder: Path, described: Any) -> tuple[GuessTable, ...]:
-    try:
-        return tuple(map(GuessTable.from_dict, described))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DslError(
-            f"{folder / CONFIG} is damaged (guesses: {error!r}); copy it again or run dsl-train --export_only"
-        ) from error
 
 
 def _check_schema(folder: Path, described: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ UNKNOWN_TOKEN = -1
 
 
 class PolicyRounds:
-    """The rounds of text number `sequence`, one at a time; `starts`, `exhausted` and `unasked` grow with them."""
+    """The rounds of text number `sequence`, one at a time; `starts` and `exhausted` grow with them."""
 
     def __init__(self, decisions: Decisions, policy: Policy, sequence: int) -> None:
         self.decisions, self.policy = decisions, policy
@@ -25,9 +25,6 @@ class PolicyRounds:
         """Number of each round's start among all starts."""
         self.exhausted: list[bool] = []
         """Whether the policy wanted more drafts in each round than the traces hold."""
-        self.unasked: list[int] = []
-        """Decisions of that round that were made without reading features."""
-        self._read = 0  # feature vectors, in this round
         self._first, self._end = decisions.bounds[sequence : sequence + 2].tolist()
         text = decisions.traces.sequences[int(decisions.source[sequence])]
         self._begin = len(text.prompt_token_ids) + 1
@@ -43,11 +40,9 @@ class PolicyRounds:
         here = self._first
         while here < self._end:
             rows = self._draft_rows(here)
-            self._read = 0
-            num_drafted, exhausted, decided = self._draft(here, rows)
+            num_drafted, exhausted = self._draft(here, rows)
             self.starts.append(here)
             self.exhausted.append(exhausted)
-            self.unasked.append(decided - self._read)
             finished = self._verify(here, rows, num_drafted)
             self.policy.observe(finished)
             yield finished
@@ -58,8 +53,8 @@ class PolicyRounds:
         limit = min(int(self.decisions.limit[start]), self.policy.max_lookahead)
         return (self.decisions.draft_rows(start, limit) - self._first_row).tolist()
 
-    def _draft(self, start: int, rows: list[int]) -> tuple[int, bool, int]:
-        """Number of tokens drafted, whether the traces ended before the policy did, and decisions made."""
+    def _draft(self, start: int, rows: list[int]) -> tuple[int, bool]:
+        """Number of tokens drafted, and whether the traces ended before the policy did."""
         limit = min(int(self.decisions.limit[start]), self.policy.max_lookahead)
         first, last = self.decisions.offsets[start : start + 2].tolist()
         known = {"position": limit, "features": last - first}.get(self.policy.needs, len(rows) + 1)
@@ -67,11 +62,10 @@ class PolicyRounds:
             draft = self._drafts[rows[position - 1]] if position and self._drafts else None
             read = partial(self._vector, first + position) if self.policy.needs == "features" else no_features
             if not self.policy.wants_another(DraftStep(position, self._begin + start - self._first, draft, read)):
-                return position, False, position + 1
-        return min(limit, known), known < limit, min(limit, known)
+                return position, False
+        return min(limit, known), known < limit
 
     def _vector(self, decision: int) -> np.ndarray:
-        self._read += 1
         vector: np.ndarray = self.decisions.features[decision]
         return vector
 

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dsl_train.base.cost import Price, StopRule, marginal, question, round_costs
+from dsl_train.base.cost import Price, StopRule, marginal, round_costs
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import Round
 from dsl_train.replay.policy_rounds import PolicyRounds
@@ -45,8 +45,6 @@ class ReplayResult:
     """[Q] int64: tokens committed by rounds: the response but its first."""
     prompt_ids: tuple[str, ...]
     """[Q]"""
-    unasked: np.ndarray | None = None
-    """[R] int64: decisions made without reading features, where the policy would have been given some; None of 0."""
     rounds: tuple[tuple[Round, ...], ...] | None = None
     """One tuple per sequence, from `replay_policy` only; a drafted token that the traces do not hold is -1."""
 
@@ -107,8 +105,8 @@ class ReplayResult:
 
     def _round_costs(self, price: Price) -> np.ndarray:
         """[R]"""
-        costs = np.array(round_costs(price, int(self.num_drafted.max(initial=0))))[self.num_drafted]
-        return costs if self.unasked is None else costs - question(price) * self.unasked
+        costs: np.ndarray = np.array(round_costs(price, int(self.num_drafted.max(initial=0))))[self.num_drafted]
+        return costs
 
 
 def replay_lookahead(
@@ -159,7 +157,7 @@ def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int
 def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float | StopRule) -> ReplayResult:
     """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N].
 
-    These are the rounds of the learned policy as long as it does not pause drafting (`policies.alertness`), which only
+    These are the rounds of the learned policy as long as it does not pause drafting (`policies/resting.py`), which only
     `replay_policy` reproduces.
     """
     rule = StopRule.of(threshold)
@@ -188,7 +186,6 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
     """Rounds of any policy, called as in the live loop; this uses and changes the policy's state."""
     starts: list[int] = []
     exhausted: list[bool] = []
-    unasked: list[int] = []
     rounds: list[tuple[Round, ...]] = []
     for number in range(decisions.num_sequences):
         in_text = PolicyRounds(decisions, policy, number)
@@ -196,7 +193,6 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
         rounds.append(tuple(in_text))
         starts += in_text.starts
         exhausted += in_text.exhausted
-        unasked += in_text.unasked
     visited = np.array(starts, dtype=np.int64)
     return ReplayResult(
         sequence=np.searchsorted(decisions.bounds, visited, side="right") - 1,
@@ -206,7 +202,6 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
         exhausted=np.array(exhausted, dtype=bool),
         tokens=np.diff(decisions.bounds),
         prompt_ids=tuple(decisions.prompt_ids),
-        unasked=np.array(unasked, dtype=np.int64) if policy.needs == "features" else None,
         rounds=tuple(rounds),
     )
 

@@ -4,7 +4,7 @@ Knows replay and the rules' arguments; loads no model. Letters: N decisions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +142,7 @@ def _acceptances(decisions: Decisions, file: Path, names: Sequence[str]) -> Iter
     for least in PRODUCTS:
         for cap in CAPS:
             spec = f"specdec++:{file},{round(1.0 - least, 4):g},{cap}"
-            result = replay_answers(decisions, (product >= least) | first, cap)
-            yield spec, replace(result, unasked=np.minimum(1, result.num_drafted))
+            yield spec, replay_answers(decisions, (product >= least) | first, cap)
 
 
 def _column(decisions: Decisions, name: str) -> np.ndarray:

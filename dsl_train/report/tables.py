@@ -140,18 +140,18 @@ def _share(share: Interval) -> str:
 
 def cost_table(cost: CostProfile) -> Table:
     table = _table("what a step costs here (medians)", "step")
-    for header in ("time", "in target steps", "its round, quartiles"):
+    for header in ("time", "in target steps", "quartiles [ms]"):
         table.add_column(header, justify="right")
     steps = cost.target_steps or (cost.target_step,)
     for name, seconds, timed in (
-        *((f"target, {width} new token(s)", step, f"position {width - 1}") for width, step in enumerate(steps, 1)),
+        ("target, 1 new token", steps[0], "target"),
+        *((f"target, {width} new tokens", step, "") for width, step in enumerate(steps[1:], 2)),
         ("target, each further token", cost.target_step_per_token, ""),
-        ("draft", cost.draft_step, ""),
-        ("its largest probabilities", cost.confidence, "confidence 8"),
-        ("and its entropy", cost.primitives, "primitives 8"),
-        ("features and predictor, a draft", cost.predictor, "features 8"),
-        ("features and predictor, a round", cost.predictor_round, "features 0"),
-        ("of these, a question that may be spared", cost.question, "unasked 8"),
+        ("draft", cost.draft_step, "draft"),
+        ("its largest probabilities", cost.confidence, ""),
+        ("and its entropy", cost.primitives, ""),
+        ("features and predictor, a draft", cost.predictor, ""),
+        ("features and predictor, a round", cost.predictor_round, ""),
         ("round, beyond its forwards", cost.round_overhead, ""),
     ):
         spread = " ... ".join(f"{bound * 1e3:.3f}" for bound in cost.spread.get(timed, ()))

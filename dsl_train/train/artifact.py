@@ -5,7 +5,7 @@ Knows files; knows no training. `predictor/runtime.py` reads what this module wr
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from dsl_train.base import files, schema
-from dsl_train.base.guess import GuessTable
 from dsl_train.base.records import DslError
 from dsl_train.features import entries
 from dsl_train.predictor.runtime import (
@@ -46,7 +45,6 @@ def write_artifact(
     names: tuple[str, ...],
     rows: torch.Tensor,
     table: ThresholdTable,
-    guesses: Sequence[GuessTable],
     metrics: Mapping[str, Any],
     decisions: Decisions,
 ) -> dict[str, Any]:
@@ -62,7 +60,6 @@ def write_artifact(
         "schema": {"version": schema.SCHEMA_VERSION, "names": list(names), "fingerprint": entries.fingerprint(names)},
         "pair": decisions.traces.pair,
         "threshold_table": {"c_eff": list(table.c_eff), "threshold": list(table.threshold)},
-        "guesses": [guess.to_dict() for guess in guesses],
         "max_lookahead": decisions.max_lookahead,
         "sampling": _sampling_range(decisions),
         "metrics": {**metrics, "onnx_difference": difference, "onnx_bytes": (output / ONNX).stat().st_size},

@@ -9,8 +9,6 @@ from dsl_train.features import entries
 
 #: Prices of a draft token, in target steps, for which the stop rule is solved.
 C_GRID = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4, 0.55, 0.75, 1.0)
-#: A middling one: of the rounds that guesses are learned from.
-USUAL_C = 0.22
 _NOT_IDENTITY = ("output", "ship_to", "export_only", "overwrite")
 
 

@@ -19,9 +19,8 @@ from dsl_train.traces import decisions
 from dsl_train.traces.decisions import Decisions
 from dsl_train.traces.store import open_traces
 from dsl_train.train import artifact, metrics
-from dsl_train.train.config import C_GRID, USUAL_C, TrainConfig
+from dsl_train.train.config import C_GRID, TrainConfig
 from dsl_train.train.data import SPLITS, TraceDataModule
-from dsl_train.train.guesses import fit_guesses
 from dsl_train.train.measure import measure
 from dsl_train.train.network import POSITIONS, SurvivalNetwork
 from dsl_train.train.trainer import load_best, one_thread, train
@@ -73,12 +72,9 @@ def fit(config: TrainConfig) -> TrainResult:
     # One threshold table for all temperatures: survival is a probability at each of them, and the rate falls slowly on
     # both sides of the best threshold (docs/study.md)
     table = ThresholdTable(C_GRID, tuple(solve_thresholds(known, estimates, C_GRID)))
-    guesses = fit_guesses(known, estimates, table.at(USUAL_C))
     measured = measure(all_decisions, data, survival, table)
     rows = data.part("test")[0][:_PARITY_ROWS]
-    described = artifact.write_artifact(
-        config.output, network, config.names, rows, table, guesses, measured, all_decisions
-    )
+    described = artifact.write_artifact(config.output, network, config.names, rows, table, measured, all_decisions)
     return TrainResult(
         output=config.output,
         shipped=artifact.ship(config.output, config.ship_to) if config.ship_to else None,

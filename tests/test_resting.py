@@ -6,8 +6,8 @@ from test_learned_policy import StubPredictor, step
 from test_online import finished
 from tiny_traces import make_traces
 
-from dsl_train.policies.alertness import Alertness
 from dsl_train.policies.learned import LearnedPolicy
+from dsl_train.policies.resting import Resting
 from dsl_train.replay.rounds import replay_policy
 from dsl_train.traces.decisions import build
 
@@ -19,10 +19,10 @@ class Sure(StubPredictor):
 
 @pytest.mark.parametrize("survival", [0.3, 0.6, 0.99])
 def test_a_draft_that_is_never_accepted_is_soon_tried_in_one_round_of_a_hundred(survival):
-    alertness, awake = Alertness(), []
+    resting, awake = Resting(), []
     for _ in range(2000):
-        awake.append(alertness.awake)
-        alertness.observe(survival if alertness.awake else None, accepted=False)
+        awake.append(resting.awake)
+        resting.observe(survival if resting.awake else None, accepted=False)
     assert all(awake[:5])
     assert sum(awake[60:]) < 0.03 * len(awake)
     assert any(awake[-200:])
@@ -31,34 +31,33 @@ def test_a_draft_that_is_never_accepted_is_soon_tried_in_one_round_of_a_hundred(
 @pytest.mark.parametrize("survival", [0.3, 0.6, 0.9])
 def test_an_estimate_that_is_right_is_never_doubted(survival):
     """20,000 rounds, each of which would end it with a chance of e^-15: a false alarm in 160 runs at most."""
-    alertness, random = Alertness(), np.random.default_rng(0)
+    resting, random = Resting(), np.random.default_rng(0)
     for _ in range(20_000):
-        alertness.observe(survival, accepted=bool(random.random() < survival))
-        assert alertness.awake
+        resting.observe(survival, accepted=bool(random.random() < survival))
+        assert resting.awake
 
 
 def test_the_first_draft_accepted_on_trial_ends_the_rests():
-    alertness = Alertness()
-    while alertness.awake:
-        alertness.observe(0.6, accepted=False)
-    while not alertness.awake:
-        alertness.observe(None, accepted=False)
-    alertness.observe(0.6, accepted=True)
+    resting = Resting()
+    while resting.awake:
+        resting.observe(0.6, accepted=False)
+    while not resting.awake:
+        resting.observe(None, accepted=False)
+    resting.observe(0.6, accepted=True)
     for _ in range(5):
-        alertness.observe(0.6, accepted=False)
-        assert alertness.awake
+        resting.observe(0.6, accepted=False)
+        assert resting.awake
 
 
 def test_rounds_without_draft_prove_nothing():
-    alertness = Alertness()
+    resting = Resting()
     for _ in range(1000):
-        alertness.observe(None, accepted=False)
-    assert alertness.awake
+        resting.observe(None, accepted=False)
+    assert resting.awake
 
 
 def test_a_resting_policy_has_no_lookahead_and_its_cap_comes_back():
-    policy = LearnedPolicy(StubPredictor(), threshold=0.5)
-    policy.max_lookahead = 5
+    policy = LearnedPolicy(StubPredictor(), threshold=0.5, max_lookahead=5)
     caps = []
     for _ in range(100):
         caps.append(policy.max_lookahead)
@@ -68,7 +67,7 @@ def test_a_resting_policy_has_no_lookahead_and_its_cap_comes_back():
     assert caps[:5] == [5] * 5
 
 
-def test_tokens_drafted_unasked_are_no_evidence():
+def test_tokens_drafted_without_an_estimate_are_no_evidence():
     policy = LearnedPolicy(StubPredictor(), threshold=0.5)
     for _ in range(200):
         policy.observe(finished(1, 0))

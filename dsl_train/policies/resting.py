@@ -1,15 +1,14 @@
-"""Whether asking is worth it at all: a draft that is never accepted, or never wanted, is left alone, but for a try now
-and then.
+"""Rounds without drafts, for a draft that is never accepted or never wanted.
 
-Each round that drafts is one piece of evidence: the survival that asked for its first token, and whether that one was
-accepted. A sequential test weighs it: "the estimate is right" against "hardly any draft is ever accepted". Doubts below
-none are forgotten, so a draft that was good for long is given up as soon as one that never was.
+Each round that drafts is one piece of evidence: the survival that asked for its first token, and whether that token was
+accepted. A sequential test weighs "the estimate is right" against "hardly any draft is ever accepted". A surplus of
+good evidence is not kept, so a draft that was good for long is given up as soon as one that never was.
 """
 
 import math
 
 
-class Alertness:
+class Resting:
     """Rests for some rounds once the test is lost, twice as long each time a try fails; one accepted draft ends that.
 
     On the reference pair's texts it costs a fitting draft nothing and gives a useless one up after 11 to 16 rounds
@@ -25,10 +24,10 @@ class Alertness:
     FIRST_REST, LONGEST_REST = 4, 128
     """Rounds."""
     IN_VAIN, REFUSED_REST = 16, 4
-    """Rounds in a row that wanted no draft, and for how many nobody is asked after that and each further one."""
+    """Rounds in a row that wanted no draft, and the rounds of rest after that and after each further one."""
 
     def __init__(self) -> None:
-        self._doubt = 0.0
+        self._evidence = 0.0  # log-likelihood ratio that the draft is useless
         self._rest, self._left = self.FIRST_REST, 0
         self._num_refused = 0
 
@@ -49,12 +48,12 @@ class Alertness:
         if self._left:
             self._left -= 1
         elif survival is not None and accepted:
-            tried = self._doubt == self.LIMIT
-            self._doubt = 0.0 if tried else max(0.0, self._doubt + math.log(self.HARDLY))
+            tried = self._evidence == self.LIMIT
+            self._evidence = 0.0 if tried else max(0.0, self._evidence + math.log(self.HARDLY))
             self._rest = self.FIRST_REST
         elif survival is not None:
             prob = min(survival, self.SUREST)
-            self._doubt += math.log((1.0 - self.HARDLY * prob) / (1.0 - prob))
-            if self._doubt > self.LIMIT:
-                self._doubt = self.LIMIT
+            self._evidence += math.log((1.0 - self.HARDLY * prob) / (1.0 - prob))
+            if self._evidence > self.LIMIT:
+                self._evidence = self.LIMIT
                 self._left, self._rest = self._rest, min(2 * self._rest, self.LONGEST_REST)
