@@ -1,4 +1,4 @@
-"""transformers' own `generate`, plain and assisted, as contenders in our clothes.
+"""transformers' own `generate`, plain and assisted, called and timed as our policies are.
 
 The models' generation configurations are set aside while it runs, so that the library's defaults (20 draft tokens,
 confidence 0.4) hold and nothing but our sampling parameters applies. Knows nothing of our loop.
@@ -25,10 +25,16 @@ Generate = Callable[[PairPrompt, int], GenerationResult]
 
 
 def hf_generate(
-    pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: bool, settings: Mapping[str, Any] | None = None
+    pair: Pair,
+    sampling: Sampling,
+    max_new_tokens: int,
+    assistant: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    prompt_lookup: int | None = None,
 ) -> Generate:
-    """`target.generate`, with the draft as `assistant_model` if `assisted`, its generation configuration changed by
-    `settings` (`num_assistant_tokens` and the like). No rounds: the library records none."""
+    """`target.generate`, with `assistant` (the draft, or what `attach` made of it) as `assistant_model`. `settings`
+    change the draft's generation configuration (`num_assistant_tokens` and the like); `prompt_lookup` tokens are copied
+    from the text instead. No rounds: the library records none."""
     plain_generate: Any = GenerationMixin.generate  # speech models have one of their own, which cuts audio
     eos = sorted(pair.eos_token_ids)
     context = context_length(pair.target)
@@ -39,6 +45,7 @@ def hf_generate(
         top_p=None if sampling.greedy else sampling.top_p,
         eos_token_id=eos or None,
         pad_token_id=eos[0] if eos else 0,
+        prompt_lookup_num_tokens=prompt_lookup,
     )
 
     def generate(prompt: PairPrompt, seed: int) -> GenerationResult:
@@ -55,7 +62,7 @@ def hf_generate(
                 pair.target,
                 **inputs,
                 generation_config=config,
-                assistant_model=pair.draft if assisted else None,
+                assistant_model=assistant,
             )
             token_ids = tuple(output[0, len(prompt_token_ids) :].tolist())
             seconds = time.perf_counter() - began
