@@ -118,7 +118,7 @@ class TargetObserver(LogitsProcessor):
         return torch.cat(rows)
 
 
-class _AtLeastOne:
+class _AtLeastOne(Policy):
     """A policy whose answer before the first token is not heeded: transformers insists on one."""
 
     def __init__(self, policy: Policy) -> None:
