@@ -30,6 +30,7 @@ class Policy(Protocol):
 
     def timed(self, num_drafted: int, draft_seconds: float, verify_seconds: float, round_seconds: float) -> None:
         """Called after :meth:`observe`: how long drafting, verification and the whole round took [seconds]."""
+        return None  # noqa: RET501  # not abstract: most policies do not ask the time
 
     def reset(self) -> None:
         """Forget whatever belongs to one text; keep what a baseline is defined to keep across texts."""
