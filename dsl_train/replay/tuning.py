@@ -1,9 +1,9 @@
 """Baselines at their best: each tuned by replay, on whatever decisions it is given (the training prompts).
 
-Knows replay and the rules' arguments; loads no model. Letters: N decisions.
+Knows replay and the registered rules; loads no model. Letters: N decisions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,28 +11,19 @@ import numpy as np
 
 from dsl_train.base.cost import Price, price_for
 from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.policies.register import RULES
 from dsl_train.policies.registry import make_policy, needs_of
-from dsl_train.policies.signals import EPSILON, SvipPolicy, logistic_spec
+from dsl_train.policies.rules import StaticPolicy
+from dsl_train.policies.signals import CAPS, EPSILON, SignalPolicy, logistic_spec
 from dsl_train.replay.acceptance import acceptance_products, fit_acceptance
 from dsl_train.replay.rounds import ReplayResult, replay_answers, replay_policy, replay_static, solve_thresholds
 from dsl_train.traces.decisions import Decisions
 
 #: The published rules at their published settings.
-AS_PUBLISHED = ("heuristic", "confidence", "confidence-roc", "draft-verify", "kangaroo", "svip", "adaedl")
-PROBS = (0.02, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.98)
-CAPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-INITIAL_THRESHOLDS = {"adaedl": (0.3, 0.5, 0.7), "draft-verify": (0.2, 0.5, 0.8)}
+AS_PUBLISHED = tuple(name for name, rule in RULES.items() if rule.published)
 #: 1 - h of `specdec++`: products of acceptances below which drafting stops.
 PRODUCTS = (0.02, 0.05, *(i / 20 for i in range(2, 20)), 0.98)
-RIDGE, TOLERANCE = 1e-3, 1e-6
-
-#: Rule -> what it compares with its threshold, [N]; it goes on where that is at least the threshold (`svip`: at most).
-_SIGNALS: dict[str, Callable[[Decisions], np.ndarray]] = {
-    "confidence": lambda decisions: np.exp(_column(decisions, "token_log_prob")),
-    "kangaroo": lambda decisions: _column(decisions, "top_prob"),
-    "svip": lambda decisions: np.sqrt(SvipPolicy.SCALE * np.maximum(0.0, decisions.drafted("entropy"))),
-    "cumulative": lambda decisions: np.exp(_column(decisions, "block_log_prob")),
-}
+RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Tuned:
     """The best setting of one rule at one price."""
 
     spec: str
-    """For `policies.factory.make_policy`."""
+    """For `policies.registry.make_policy`."""
     rate: float
     """Tokens per target step on the decisions it was tuned on."""
 
@@ -53,14 +44,15 @@ def tune_baselines(
     `specdec++` needs a model, which is fitted on the same decisions and written to `acceptance_file`; without a file it
     is left out.
     """
-    candidates = {"static": _statics(decisions)}
-    candidates |= {name: _adaptives(decisions, name) for name in INITIAL_THRESHOLDS}
-    candidates |= {name: _thresholds(decisions, name) for name in _SIGNALS}
 
     def paid_by(name: str) -> list[Price]:
         return [price_for(needs_of(name), price) for price in costs]
 
-    best = {name: _best(settings, paid_by(name)) for name, settings in candidates.items()}
+    best = {
+        name: _best(_settings(decisions, name, rule.settings(decisions.max_lookahead)), paid_by(name))
+        for name, rule in RULES.items()
+        if rule.settings
+    }
     best["logistic"] = tune_logistic(decisions, paid_by("logistic"))
     if acceptance_file:
         best["specdec++"] = tune_specdec(decisions, costs, acceptance_file)
@@ -69,7 +61,7 @@ def tune_baselines(
 
 def tune_static(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
     """The best fixed lookahead at each price; 0, plain decoding, is one of them."""
-    return _best(_statics(decisions), costs)
+    return _best(_settings(decisions, "static", map(str, range(decisions.max_lookahead + 1))), costs)
 
 
 def tune_specdec(
@@ -90,32 +82,16 @@ def tune_logistic(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
     return tuned
 
 
-def fit_logistic(decisions: Decisions, iterations: int = 50) -> tuple[float, np.ndarray]:
-    """Slope and intercepts [positions] of survival on logit(largest draft probability), by Newton's method; a step that
-    would make matters worse is halved."""
-    signal, position = _top_logits(decisions), decisions.position.astype(np.int64)
-    num_positions = decisions.max_lookahead
-    labels, weights = decisions.survival, np.zeros(num_positions + 1)  # intercepts, slope
+def fit_logistic(decisions: Decisions) -> tuple[float, np.ndarray]:
+    """Slope and intercepts [positions] of survival on logit(largest draft probability)."""
+    from scipy.sparse import csr_array, hstack
+    from sklearn.linear_model import LogisticRegression
 
-    def loss(weights: np.ndarray) -> float:
-        logits = weights[-1] * signal + weights[position]
-        return float((np.logaddexp(0.0, logits) - labels * logits).sum() + RIDGE * (weights**2).sum() / 2)
-
-    def by_position(values: np.ndarray) -> np.ndarray:
-        return np.bincount(position, values, num_positions)
-
-    for _ in range(iterations):
-        prob = _sigmoid(weights[-1] * signal + weights[position])
-        residual, weight = labels - prob, prob * (1.0 - prob)
-        hessian = np.diag(np.append(by_position(weight) + RIDGE, (weight * signal**2).sum() + RIDGE))
-        hessian[-1, :-1] = hessian[:-1, -1] = by_position(weight * signal)
-        gradient = np.append(by_position(residual), (residual * signal).sum()) - RIDGE * weights
-        step, before = np.linalg.solve(hessian, gradient), loss(weights)
-        while np.abs(step).max() > TOLERANCE and loss(weights + step) > before:
-            step = step / 2
-        weights = weights + step
-        if np.abs(step).max() <= TOLERANCE:
-            break
+    rows, position = np.arange(len(decisions)), decisions.position.astype(np.int64)
+    at_position = csr_array((np.ones(len(rows)), (rows, position)), (len(rows), decisions.max_lookahead))
+    inputs = hstack([at_position, csr_array(_top_logits(decisions)[:, None])], format="csr")
+    model = LogisticRegression(C=1.0 / RIDGE, fit_intercept=False, solver="newton-cg", max_iter=200)
+    weights: np.ndarray = model.fit(inputs, decisions.survival).coef_[0]
     return float(weights[-1]), weights[:-1]
 
 
@@ -126,24 +102,38 @@ def _best(candidates: Iterator[tuple[str, ReplayResult]], costs: Sequence[Price]
     return [Tuned(spec, of_spec[i]) for i, (spec, of_spec) in enumerate(tops)]
 
 
-def _statics(decisions: Decisions) -> Iterator[tuple[str, ReplayResult]]:
-    for lookahead in range(decisions.max_lookahead + 1):
-        yield f"static:{lookahead}", replay_static(decisions, lookahead)
+def _settings(decisions: Decisions, name: str, settings: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
+    """Each setting of a rule, replayed by the quickest way that is exact."""
+    first, signal = decisions.position == 0, None
+    for arguments in settings:
+        spec = f"{name}:{arguments}"
+        policy = make_policy(spec)
+        if isinstance(policy, SignalPolicy):
+            signal = policy.signal(_Drafted.of(decisions)) if signal is None else signal
+            yield spec, replay_answers(decisions, policy.passes(signal) | first, policy.max_lookahead)
+        elif isinstance(policy, StaticPolicy):
+            yield spec, replay_static(decisions, policy.max_lookahead)
+        else:
+            yield spec, replay_policy(decisions, policy)
 
 
-def _thresholds(decisions: Decisions, name: str) -> Iterator[tuple[str, ReplayResult]]:
-    signal, first = _SIGNALS[name](decisions), decisions.position == 0
-    for prob in PROBS:
-        threshold = round(1.0 - prob, 2) if name == "svip" else prob
-        passed = signal <= threshold if name == "svip" else signal >= threshold
-        for cap in CAPS:
-            yield f"{name}:{threshold:g},{cap}", replay_answers(decisions, passed | first, cap)
+@dataclass(frozen=True)
+class _Drafted:
+    """What signals read of the token drafted last, for all decisions: each [N]."""
 
+    token_log_prob: np.ndarray
+    log_probs: tuple[np.ndarray, ...]
+    entropy: np.ndarray
+    block_log_prob: np.ndarray
 
-def _adaptives(decisions: Decisions, name: str) -> Iterator[tuple[str, ReplayResult]]:
-    for threshold in INITIAL_THRESHOLDS[name]:
-        spec = f"{name}:{threshold:g}"
-        yield spec, replay_policy(decisions, make_policy(spec))
+    @classmethod
+    def of(cls, decisions: Decisions) -> "_Drafted":
+        return cls(
+            _column(decisions, "token_log_prob"),
+            (decisions.drafted("log_prob_1"),),
+            decisions.drafted("entropy"),
+            _column(decisions, "block_log_prob"),
+        )
 
 
 def _acceptances(decisions: Decisions, file: Path, names: Sequence[str]) -> Iterator[tuple[str, ReplayResult]]:
