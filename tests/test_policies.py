@@ -1,6 +1,7 @@
 """Every rule as it is defined, step by step; the factory; tuning."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tiny_traces import make_traces
 from dsl_train.base import schema
 from dsl_train.base.cost import CostProfile, price_for
 from dsl_train.base.records import DraftPrimitives, DraftStep, DslError, Round
-from dsl_train.policies import register, registry
+from dsl_train.policies import register, registry, signals
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy, roc_threshold
 from dsl_train.policies.registry import POLICIES, make_policy, needs_of
 from dsl_train.policies.rules import HeuristicPolicy
@@ -308,20 +309,15 @@ def test_a_class_is_a_policy_by_one_decorator(monkeypatch):
     for module in (registry, tuning):
         monkeypatch.setattr(module, "RULES", register.RULES)
 
-    @register.register("sure", "THRESHOLD: stop after an unsure token", lambda _: ("0.1", "0.5"))
-    class SurePolicy(SignalPolicy):
-        needs = "confidence"
-
-        def __init__(self, threshold: float = 0.5) -> None:
-            super().__init__("sure", threshold, 8)
-
-        @staticmethod
-        def signal(seen):
-            return np.exp(seen.token_log_prob)
-
-    assert num_drafted(make_policy("sure:0.3"), [0.9, 0.4, 0.2, 0.9]) == 3
+    guide = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text("utf-8")
+    added = [line[1:] for line in guide.partition("```diff\n")[2].partition("```")[0].splitlines()]
+    source = "\n".join(added)
+    assert source.startswith('@register("margin"')
+    exec(source, dict(vars(signals)))
+    assert make_policy("margin:0.3").wants_another(step(1, top_prob=0.9))
+    assert not make_policy("margin:0.3").wants_another(step(1, top_prob=math.exp(-3.1)))
     (tuned,) = tune_baselines(telling_decisions(), [0.2])
-    assert tuned["sure"].spec == "sure:0.5"
+    assert tuned["margin"].spec.startswith("margin:")
 
 
 def test_every_signal_is_on_traces_what_it_is_while_drafting():

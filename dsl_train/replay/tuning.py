@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dsl_train.base.cost import Price, price_for
-from dsl_train.base.schema import FEATURE_NAMES
+from dsl_train.base.schema import FEATURE_NAMES, TOP
 from dsl_train.policies.register import RULES
 from dsl_train.policies.registry import make_policy, needs_of
 from dsl_train.policies.rules import StaticPolicy
@@ -130,7 +130,7 @@ class _Drafted:
     def of(cls, decisions: Decisions) -> "_Drafted":
         return cls(
             _column(decisions, "token_log_prob"),
-            (decisions.drafted("log_prob_1"),),
+            tuple(decisions.drafted(f"log_prob_{rank}") for rank in range(1, TOP + 1)),
             decisions.drafted("entropy"),
             _column(decisions, "block_log_prob"),
         )
