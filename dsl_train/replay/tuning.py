@@ -83,15 +83,18 @@ def tune_logistic(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
 
 
 def fit_logistic(decisions: Decisions) -> tuple[float, np.ndarray]:
-    """Slope and intercepts [positions] of survival on logit(largest draft probability)."""
+    """Slope and intercepts [positions] of survival on logit(largest draft probability).
+
+    Two empty rows, one of each outcome, leave the fit alone and let scikit-learn take texts that have one outcome only.
+    """
     from scipy.sparse import csr_array, hstack
     from sklearn.linear_model import LogisticRegression
 
     rows, position = np.arange(len(decisions)), decisions.position.astype(np.int64)
-    at_position = csr_array((np.ones(len(rows)), (rows, position)), (len(rows), decisions.max_lookahead))
-    inputs = hstack([at_position, csr_array(_top_logits(decisions)[:, None])], format="csr")
+    at_position = csr_array((np.ones(len(rows)), (rows, position)), (len(rows) + 2, decisions.max_lookahead))
+    inputs = hstack([at_position, csr_array(np.append(_top_logits(decisions), [0.0, 0.0])[:, None])], format="csr")
     model = LogisticRegression(C=1.0 / RIDGE, fit_intercept=False, solver="newton-cg", max_iter=200)
-    weights: np.ndarray = model.fit(inputs, decisions.survival).coef_[0]
+    weights: np.ndarray = model.fit(inputs, np.append(decisions.survival, [False, True])).coef_[0]
     return float(weights[-1]), weights[:-1]
 
 
