@@ -1,7 +1,7 @@
 """What a policy would have done on traced texts: rounds, tokens and price. No model is loaded.
 
-Stateless rules are answered for all starts at once, then the rounds hop from start to start; any other policy is walked
-through the texts as the live loop walks it. Knows decisions, policies and the price of a draft; knows no model and no
+Stateless rules are answered for all starts at once, then the rounds follow from start to start; any other policy
+decides text by text, as in the live loop. Knows decisions, policies and the price of a draft; knows no model and no
 network. Letters: N decisions, S starts, R rounds, Q sequences.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from dsl_train.base.cost import Price, StopRule, marginal, round_costs
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import Round
-from dsl_train.replay.walk import PolicyWalk
+from dsl_train.replay.text import ReplayedText
 from dsl_train.traces.decisions import Decisions
 
 #: Share of rounds that may run out of recorded tail before a replay is called inexact.
@@ -45,7 +45,7 @@ class ReplayResult:
     prompt_ids: tuple[str, ...]
     """[Q]"""
     rounds: tuple[tuple[Round, ...], ...] | None = None
-    """Q of them, where a policy was walked; a drafted token beyond the traces is -1."""
+    """Q of them, of :func:`replay_policy`; a drafted token beyond the traces is -1."""
 
     @property
     def num_rounds(self) -> int:
@@ -155,7 +155,7 @@ def replay_answers(decisions: Decisions, another: np.ndarray, max_lookahead: int
 
 def replay_survival(decisions: Decisions, survival: np.ndarray, threshold: float | StopRule) -> ReplayResult:
     """Rounds of the rule "another if and only if survival > threshold"; `survival` is [N]. The learned policy's, as
-    long as it has no reason to rest (`policies/resting.py`); `replay_policy` walks it, rests included."""
+    long as it has no reason to rest (`policies/resting.py`); `replay_policy` is exact with its rests, too."""
     rule = StopRule.of(threshold)
     thresholds = np.array(rule.thresholds)
     return replay_answers(decisions, survival > thresholds[np.minimum(decisions.position, len(thresholds) - 1)])
@@ -184,11 +184,11 @@ def replay_policy(decisions: Decisions, policy: Policy) -> ReplayResult:
     exhausted: list[bool] = []
     rounds: list[tuple[Round, ...]] = []
     for number in range(decisions.num_sequences):
-        walk = PolicyWalk(decisions, policy, number)
+        text = ReplayedText(decisions, policy, number)
         policy.reset()
-        rounds.append(tuple(walk))
-        starts += walk.starts
-        exhausted += walk.exhausted
+        rounds.append(tuple(text))
+        starts += text.round_starts
+        exhausted += text.exhausted
     visited = np.array(starts, dtype=np.int64)
     return ReplayResult(
         sequence=np.searchsorted(decisions.bounds, visited, side="right") - 1,

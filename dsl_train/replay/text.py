@@ -1,4 +1,4 @@
-"""One policy walked through one traced text, asked and told exactly as by the live loop.
+"""One traced text as one policy would have generated it, asked and told exactly as by the live loop.
 
 Knows decisions and the policy's contract; prices nothing.
 """
@@ -16,12 +16,12 @@ from dsl_train.traces.decisions import Decisions, draft_records
 UNKNOWN_TOKEN = -1
 
 
-class PolicyWalk:
-    """The rounds of text number `sequence`, one at a time; `starts` and `exhausted` grow with them."""
+class ReplayedText:
+    """The rounds of text number `sequence`, one at a time; `round_starts` and `exhausted` grow with them."""
 
     def __init__(self, decisions: Decisions, policy: Policy, sequence: int) -> None:
         self.decisions, self.policy = decisions, policy
-        self.starts: list[int] = []
+        self.round_starts: list[int] = []
         """Number of each round's start."""
         self.exhausted: list[bool] = []
         """Whether the policy wanted more drafts in that round than the traces hold."""
@@ -41,7 +41,7 @@ class PolicyWalk:
         while here < self._end:
             rows = self._draft_rows(here)
             num_drafted, exhausted = self._draft(here, rows)
-            self.starts.append(here)
+            self.round_starts.append(here)
             self.exhausted.append(exhausted)
             finished = self._verify(here, rows, num_drafted)
             self.policy.observe(finished)
