@@ -1,4 +1,4 @@
-"""transformers' own `generate`, plain and assisted, as contenders in our clothes.
+"""transformers' own `generate`, plain and assisted, timed like our own loop.
 
 The models' generation configurations are set aside while it runs, so that the library's defaults (20 draft tokens,
 confidence 0.4) hold and nothing but our sampling parameters applies. Knows nothing of our loop.
@@ -25,10 +25,17 @@ Generate = Callable[[PairPrompt, int], GenerationResult]
 
 
 def hf_generate(
-    pair: Pair, sampling: Sampling, max_new_tokens: int, assisted: bool, settings: Mapping[str, Any] | None = None
+    pair: Pair,
+    sampling: Sampling,
+    max_new_tokens: int,
+    assisted: bool,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Generate:
     """`target.generate`, with the draft as `assistant_model` if `assisted`, its generation configuration changed by
-    `settings` (`num_assistant_tokens` and the like). No rounds: the library records none."""
+    `settings` (`num_assistant_tokens` and the like). `options` are further arguments of `generate`. No rounds: the
+    library records none."""
+    options = {"assistant_model": pair.draft if assisted else None} | options
     plain_generate: Any = GenerationMixin.generate  # speech models have one of their own, which cuts audio
     eos = sorted(pair.eos_token_ids)
     context = context_length(pair.target)
@@ -55,7 +62,7 @@ def hf_generate(
                 pair.target,
                 **inputs,
                 generation_config=config,
-                assistant_model=pair.draft if assisted else None,
+                **options,
             )
             token_ids = tuple(output[0, len(prompt_token_ids) :].tolist())
             seconds = time.perf_counter() - began
