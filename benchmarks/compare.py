@@ -1,15 +1,14 @@
-"""Our loop beside transformers' own ways to generate, on one pair, in one run: one table, one JSON file.
+"""Everything a user could pick on one pair, in one run: our loop, transformers' own, prompt lookup.
 
-    python benchmarks/compare.py --output runs/compare.json
     python benchmarks/compare.py --target runs/smollm2/target --draft checkpoints/smollm2/draft \\
-        --prompts spec_bench.jsonl --by category --num_prompts 1 --tune_on humaneval.jsonl --max_new_tokens 48
+        --prompts PROMPTS.jsonl --by category --num_prompts 2 --tune_on data/prompts/chat_test.jsonl
 
-transformers: `generate`; assisted generation at its defaults; the same at the fastest of a few settings, tried on the
-prompts of --tune_on; prompt lookup, likewise; our rule in its assisted generation (`dsl_train.attach`). Our loop:
-without a draft, static lookaheads, of which one is the fastest on --tune_on, two rules of transformers, the learned
-rule; with --compile some of them once more, compiled. Runs are interleaved; a rate is all tokens by all seconds of each
-prompt's median repeat; ratios are paired by prompt, brackets are 95 % intervals bootstrapped over prompts. Greedy texts
-are compared token by token.
+`generate` of transformers, its assisted generation at its defaults and at the best of a few settings tried on other
+prompts, prompt lookup, and our rule in transformers' loop (`attach`); our loop without a draft, with constant
+lookaheads (ratios are to the best on other prompts, and to the best on these), the heuristic, the confidence rule and
+the learned one, with --compile the same compiled. Each loop learns costs of its own. Repeats are
+interleaved; a rate is all tokens by all seconds of each prompt's median repeat; ratios are paired by prompt, brackets
+are 95 % intervals bootstrapped over prompts. Greedy texts are compared token by token.
 """
 
 import argparse
@@ -20,38 +19,40 @@ from typing import Any
 
 import torch
 
-from dsl_train.api.calibration import calibrate
+import dsl_train
 from dsl_train.base import files
 from dsl_train.base.records import AcceptanceStats
 from dsl_train.bench import statistics
 from dsl_train.bench.config import ASSISTED, AUTOREGRESSIVE, TRANSFORMERS, BenchConfig
 from dsl_train.bench.hf import Generate, assisted_note, hf_generate
-from dsl_train.bench.live import Results, compare, contender, pool, time_all
-from dsl_train.bench.setup import Setup, open_pair, open_predictor, read_prompts_as_tokens
+from dsl_train.bench.live import compare, contender, pool, time_all
+from dsl_train.bench.setup import Setup, read_prompts_as_tokens
 from dsl_train.bench.statistics import Interval
 from dsl_train.costs.online import OnlineCosts
-from dsl_train.hf.attach import attach
 from dsl_train.pair.loading import Pair
+from dsl_train.pair.prompt import PairPrompt
 from dsl_train.runners.compiled import warm_up
 
 REFERENCE = Path("checkpoints/reference")
 PROMPTS = "data/prompts/heldout_{}.jsonl"
-LEARNED, COMPILED = "learned", "compiled "
-TUNED, LOOKUP, ATTACHED = (
-    "transformers-assisted, tuned",
-    "transformers, prompt lookup",
-    "transformers-assisted, attached",
+LEARNED, TUNED, LOOKUP, ATTACHED = (
+    "learned",
+    "transformers-tuned",
+    "transformers-prompt-lookup",
+    "transformers-attached",
 )
-STATICS = ("static:1", "static:2", "static:3", "static:4", "static:6")
+COMPILED = "compiled "
+STATICS = ("static:1", "static:2", "static:3", "static:4")
+RULES = ("heuristic", "confidence", LEARNED)
 #: Tried for transformers' assisted generation: so many tokens a round, or up to 20 while the draft is that sure.
-ASSISTED_TRIED: tuple[Mapping[str, Any], ...] = (
+TRIED: tuple[Mapping[str, Any], ...] = (
     *(
         {"num_assistant_tokens": k, "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
-        for k in (2, 3, 4)
+        for k in (1, 2, 3, 4)
     ),
     *({"assistant_confidence_threshold": sure} for sure in (0.6, 0.8)),
 )
-LOOKUP_TRIED: tuple[Mapping[str, Any], ...] = tuple({"prompt_lookup_num_tokens": k} for k in (3, 10))
+LOOKUP_TOKENS = 10  # as transformers' documentation has it
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,6 @@ class Row:
     """Greedy texts that are not the target's own."""
     note: str = ""
 
-    def __str__(self) -> str:
-        ratios = [f"{r.estimate:.2f} [{r.lower:.2f}, {r.upper:.2f}]" for r in self.relative_to.values()]
-        rounds = f"{self.tokens_per_round:.2f}" if self.tokens_per_round else ""
-        cells = [
-            self.name,
-            f"{self.tokens_per_second.estimate:.1f}",
-            *ratios,
-            rounds,
-            self.differing_prompts,
-            self.note,
-        ]
-        return f"| {' | '.join(map(str, cells))} |"
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
@@ -87,32 +75,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         draft=args.draft,
         predictor=args.predictor,
         prompts=args.prompts,
-        num_prompts=args.num_prompts,
         by=args.by,
+        num_prompts=args.num_prompts,
         max_new_tokens=args.max_new_tokens,
         repeats=args.repeats,
-        temperature=args.temperature,
         dtype=args.dtype,
         device=args.device,
         num_threads=args.threads,
+        policies=[LEARNED],
     )
-    pair = open_pair(config)
-    predictor = open_predictor(config, pair)
-    costs = OnlineCosts(calibrate(pair, predictor, config.sampling))
-    setup = Setup(config, pair, read_prompts_as_tokens(config, pair), predictor, costs)
-    others = replace(setup, prompts=read_prompts_as_tokens(tuning(config, args.tune_on, args.num_tuning_prompts), pair))
-    contenders, notes = of_transformers(setup, others)
-    best_static = fastest({name: contender(name, others) for name in STATICS}, others)
-    notes[best_static] = "the fastest on other prompts"
-    own = (AUTOREGRESSIVE, *STATICS, "heuristic", "confidence", LEARNED)
-    contenders |= {name: contender(name, setup) for name in own}
-    if args.compile:
-        notes[COMPILED + LEARNED] = f"{warm_up(pair.target, pair.draft):.0f} s to compile, not counted"
-        again = replace(setup, costs=OnlineCosts(costs.profile))
-        contenders |= {COMPILED + name: contender(name, again) for name in (AUTOREGRESSIVE, best_static, LEARNED)}
-    results = time_all(contenders, [prompt for _, prompt in setup.prompts], config.repeats)
-    rows = tabulate(results, notes, best_static)
-    show(rows)
+    rows = compare_pair(Setup.of(config), args.tune_on, args.compile)
     if args.output:
         described = {"argv": vars(args), "versions": files.software_versions(), "threads": torch.get_num_threads()}
         files.write_json(Path(args.output), {**described, "rows": [asdict(row) for row in rows]})
@@ -124,13 +96,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draft", default=str(REFERENCE / "draft"))
     parser.add_argument("--predictor", help="folder of a predictor; default: the draft's dsl folder")
     parser.add_argument("--prompts", default=PROMPTS.format("test"))
-    parser.add_argument("--by", help="column of the prompts; --num_prompts are then taken of each of its values")
-    parser.add_argument("--tune_on", default=PROMPTS.format("train"), help="other prompts, to choose settings on")
+    parser.add_argument("--by", help="column of the prompts: --num_prompts of each of its values")
+    parser.add_argument("--tune_on", default=PROMPTS.format("train"), help="prompts for transformers' settings")
     parser.add_argument("--num_prompts", type=int, default=12)
-    parser.add_argument("--num_tuning_prompts", type=int, default=4)
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--compile", action="store_true", help="the compiled forwards too")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
@@ -139,75 +109,102 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tuning(config: BenchConfig, prompts: str, num_prompts: int) -> BenchConfig:
-    return replace(config, prompts=prompts, num_prompts=num_prompts, by=None)
-
-
-def of_transformers(setup: Setup, others: Setup) -> tuple[dict[str, Generate], dict[str, str]]:
-    """transformers' own ways to generate, and what there is to say of them; settings are chosen on `others`."""
-    pair, config = setup.pair, setup.config
-    assisted = {told(settings): _assisted(pair, config, settings) for settings in ASSISTED_TRIED}
-    lookup = {told(options): _plain(pair, config, options) for options in LOOKUP_TRIED}
-    best_assisted, best_lookup = fastest(assisted, others), fastest(lookup, others)
-    attached = attach(pair.draft, setup.predictor)
-    contenders = {
-        TRANSFORMERS: _plain(pair, config, {}),
-        ASSISTED: _assisted(pair, config, {}),
-        TUNED: assisted[best_assisted],
-        LOOKUP: lookup[best_lookup],
-        ATTACHED: _plain(pair, config, {"assistant_model": attached}),
+def compare_pair(setup: Setup, tune_on: str, compiled: bool) -> list[Row]:
+    config, pair = setup.config, setup.pair
+    in_loop = (AUTOREGRESSIVE, *STATICS, *RULES)
+    contenders = {name: contender(name, setup) for name in (*in_loop, TRANSFORMERS, ASSISTED)}
+    others = replace(config, prompts=tune_on, num_prompts=4, by=None, max_new_tokens=48)
+    settings, tuned_static = tune(pair, others), tune_static(setup, others)
+    length, sampling = config.max_new_tokens, config.sampling
+    contenders[TUNED] = hf_generate(pair, sampling, length, pair.draft, settings)
+    contenders[LOOKUP] = hf_generate(pair, sampling, length, prompt_lookup=LOOKUP_TOKENS)
+    contenders[ATTACHED] = hf_generate(
+        pair, sampling, length, dsl_train.attach(pair.draft, policy=own_costs(setup).policy(LEARNED))
+    )
+    notes = {
+        tuned_static: "the best on other prompts",
+        ASSISTED: assisted_note(),
+        TUNED: told(settings),
+        LOOKUP: f"{LOOKUP_TOKENS} tokens",
     }
-    return contenders, {ASSISTED: assisted_note(), TUNED: best_assisted, LOOKUP: best_lookup}
+    if compiled:
+        seconds = warm_up(pair.target, pair.draft)
+        contenders |= {COMPILED + name: contender(name, own_costs(setup)) for name in in_loop}
+        notes[COMPILED + LEARNED] = f"{seconds:.0f} s to compile both models, not counted"
+    return table(contenders, [prompt for _, prompt in setup.prompts], config.repeats, notes, tuned_static)
 
 
-def _assisted(pair: Pair, config: BenchConfig, settings: Mapping[str, Any]) -> Generate:
-    return hf_generate(pair, config.sampling, config.max_new_tokens, True, settings)
+def own_costs(setup: Setup) -> Setup:
+    """For a loop in which a step costs something else: it begins with what is known so far."""
+    assert setup.costs is not None
+    return replace(setup, costs=OnlineCosts(setup.costs.profile))
 
 
-def _plain(pair: Pair, config: BenchConfig, options: Mapping[str, Any]) -> Generate:
-    return hf_generate(pair, config.sampling, config.max_new_tokens, False, **options)
+def tune_static(setup: Setup, config: BenchConfig) -> str:
+    """The fastest constant lookahead on these prompts."""
+    prompts = read_prompts_as_tokens(config, setup.pair)
+    tried = replace(setup, config=config, prompts=prompts)
+    runs = time_all({name: contender(name, tried) for name in STATICS}, [prompt for _, prompt in prompts], 1)
+    return statistics.fastest({name: pool(of_name) for name, of_name in runs.items()}) or STATICS[0]
 
 
-def fastest(tried: Mapping[str, Generate], setup: Setup) -> str:
-    runs = time_all(tried, [prompt for _, prompt in setup.prompts], 1)
+def tune(pair: Pair, config: BenchConfig) -> Mapping[str, Any]:
+    """The fastest of TRIED on these prompts."""
+    tried = {
+        told(settings): hf_generate(pair, config.sampling, config.max_new_tokens, pair.draft, settings)
+        for settings in TRIED
+    }
+    runs = time_all(tried, [prompt for _, prompt in read_prompts_as_tokens(config, pair)], 1)
     best = statistics.fastest({name: pool(of_name) for name, of_name in runs.items()})
-    assert best
-    return best
+    return next(settings for settings in TRIED if told(settings) == best)
 
 
 def told(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def tabulate(results: Results, notes: Mapping[str, str], tuned_static: str) -> list[Row]:
+def table(
+    contenders: Mapping[str, Generate],
+    prompts: Sequence[PairPrompt],
+    repeats: int,
+    notes: Mapping[str, str],
+    tuned_static: str,
+) -> list[Row]:
+    """Time them all and print the rows."""
+    results = time_all(contenders, prompts, repeats)
     rates = {name: pool(runs) for name, runs in results.items()}
-    num_prompts = len(results[AUTOREGRESSIVE])
-    counts = statistics.draws(num_prompts)
-    in_hindsight = statistics.fastest({name: rates[name] for name in STATICS}) or tuned_static
-    bases = dict.fromkeys((AUTOREGRESSIVE, tuned_static, in_hindsight, LEARNED, TRANSFORMERS, TUNED))
-    different = [mismatch.policy for mismatch in compare(results, [str(i) for i in range(num_prompts)])]
-    return [
-        Row(
-            name,
-            statistics.rate(rates[name], counts),
-            {base: statistics.ratio(rates[name], rates[base], counts) for base in bases},
-            _tokens_per_round(results, name),
-            different.count(name),
-            notes.get(name, ""),
+    counts = statistics.draws(len(prompts))
+    best_static = statistics.fastest({name: rates[name] for name in STATICS if name in rates})
+    wanted = dict.fromkeys((AUTOREGRESSIVE, tuned_static, best_static, TRANSFORMERS, TUNED))
+    bases = [name for name in wanted if name in rates]
+    different = [mismatch.policy for mismatch in compare(results, [str(i) for i in range(len(prompts))])]
+    rows = []
+    headers = ["tokens/s", *(f"x {base}" for base in bases), "tokens a round", "differ"]
+    print(f"\n| {len(prompts)} prompts | {' | '.join(headers)} |")
+    print("|---" * (len(bases) + 4) + "|")
+    for name, runs in results.items():
+        stats = AcceptanceStats.of([r for repeated in runs for result in repeated for r in result.rounds])
+        rows.append(
+            Row(
+                name,
+                statistics.rate(rates[name], counts),
+                {base: statistics.ratio(rates[name], rates[base], counts) for base in bases if base},
+                stats.mean_acceptance_length or None,
+                different.count(name),
+                notes.get(name, ""),
+            )
         )
-        for name in results
-    ]
+        print(line(rows[-1]), flush=True)
+    for name, note in notes.items():
+        print(f"{name}: {note}")
+    return rows
 
 
-def _tokens_per_round(results: Results, name: str) -> float | None:
-    rounds = [r for repeated in results[name] for result in repeated for r in result.rounds]
-    return AcceptanceStats.of(rounds).mean_acceptance_length or None
-
-
-def show(rows: Sequence[Row]) -> None:
-    bases = [f"x {base}" for base in rows[0].relative_to]
-    print(f"| | tokens/s | {' | '.join(bases)} | tokens a round | differ | |")
-    print("|---" * (len(bases) + 5) + "|", *rows, sep="\n")
+def line(row: Row) -> str:
+    ratios = [f"{r.estimate:.2f} [{r.lower:.2f}, {r.upper:.2f}]" for r in row.relative_to.values()]
+    rounds = f"{row.tokens_per_round:.2f}" if row.tokens_per_round else ""
+    cells = [row.name, f"{row.tokens_per_second.estimate:.1f}", *ratios, rounds, row.differing_prompts]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main() -> None:
     collected += ["--max_new_tokens", str(args.max_new_tokens), "--output", traces]
     finish(collect.main([*pair, "--device", args.device, *collected]))
     finish(train.main(["--traces", f"[{traces}]", "--epochs", str(args.epochs), "--output", predictor]))
-    timed = ["--predictor", predictor, "--device", args.device, "--geometries", "--compile"]
+    timed = ["--predictor", predictor, "--device", args.device, "--compile"]
     timed += ["--num_prompts", str(args.num_timed), "--max_new_tokens", str(args.max_new_tokens)]
     compare.main([*pair, *timed, "--output", str(args.output / "compare.json")])
 

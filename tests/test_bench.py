@@ -190,7 +190,7 @@ def test_transformers_runs_at_its_own_defaults_and_leaves_the_configurations_alo
         return stock(*args, **kwargs)
 
     pair.draft.generate = spy
-    hf_generate(pair, Sampling(), max_new_tokens=30, assisted=True)((5, 6, 7), 0)
+    hf_generate(pair, Sampling(), max_new_tokens=30, assistant=pair.draft)((5, 6, 7), 0)
     assert {count for count, _ in seen} == {None}
     assert seen[0][1].assistant_confidence_threshold is not None
     assert pair.draft.generation_config is kept

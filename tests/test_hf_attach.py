@@ -1,5 +1,7 @@
 """`target.generate(..., assistant_model=dsl_train.attach(draft))` against `target.generate(...)`."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, perturb, seen
@@ -163,6 +165,13 @@ def test_before_the_target_has_spoken_one_token_is_drafted_and_nothing_asked(tar
     first = policy.rounds[0]
     assert (first.start, len(first.drafted)) == (PROMPT.shape[1], 1)
     assert all(step.start > PROMPT.shape[1] for step in policy.steps)
+
+
+def test_rules_that_begin_anew_with_each_block_do_so_in_transformers_loop(target):
+    """The product of a block's probabilities is above 1e-9, that of three blocks is not."""
+    policy = Watched("cumulative:1e-9,8")
+    generate(target, assistant_model=dsl_train.attach(copy.deepcopy(target), policy=policy), max_new_tokens=50)
+    assert [len(finished.drafted) for finished in policy.rounds[:5]] == [1, 8, 8, 8, 8]
 
 
 def test_sampled_texts_follow_the_targets_law():

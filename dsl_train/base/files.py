@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 #: Of this package; pyproject.toml says the same.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _PACKAGES = (
     "dsl-train",
     "torch",

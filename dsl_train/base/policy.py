@@ -30,6 +30,16 @@ class Policy(Protocol):
 
     def timed(self, num_drafted: int, draft_seconds: float, verify_seconds: float, round_seconds: float) -> None:
         """Called after :meth:`observe`: how long drafting, verification and the whole round took [seconds]."""
+        return None  # noqa: RET501  # not abstract: most policies do not ask the time
 
     def reset(self) -> None:
         """Forget whatever belongs to one text; keep what a baseline is defined to keep across texts."""
+
+
+def tell_times(
+    policy: Policy, num_drafted: int, draft_seconds: float, verify_seconds: float, round_seconds: float
+) -> None:
+    """:meth:`Policy.timed`, which a policy that is no subclass may do without."""
+    timed = getattr(policy, "timed", None)
+    if timed is not None:
+        timed(num_drafted, draft_seconds, verify_seconds, round_seconds)

@@ -1,4 +1,4 @@
-"""transformers' own `generate`, plain and assisted, timed like our own loop.
+"""transformers' own `generate`, plain and assisted, called and timed as our policies are.
 
 The models' generation configurations are set aside while it runs, so that the library's defaults (20 draft tokens,
 confidence 0.4) hold and nothing but our sampling parameters applies. Knows nothing of our loop.
@@ -28,14 +28,13 @@ def hf_generate(
     pair: Pair,
     sampling: Sampling,
     max_new_tokens: int,
-    assisted: bool,
+    assistant: Any = None,
     settings: Mapping[str, Any] | None = None,
-    **options: Any,
+    prompt_lookup: int | None = None,
 ) -> Generate:
-    """`target.generate`, with the draft as `assistant_model` if `assisted`, its generation configuration changed by
-    `settings` (`num_assistant_tokens` and the like). `options` are further arguments of `generate`. No rounds: the
-    library records none."""
-    options = {"assistant_model": pair.draft if assisted else None} | options
+    """`target.generate`, with `assistant` (the draft, or what `attach` made of it) as `assistant_model`. `settings`
+    change the draft's generation configuration (`num_assistant_tokens` and the like); `prompt_lookup` tokens are copied
+    from the text instead. No rounds: the library records none."""
     plain_generate: Any = GenerationMixin.generate  # speech models have one of their own, which cuts audio
     eos = sorted(pair.eos_token_ids)
     context = context_length(pair.target)
@@ -46,6 +45,7 @@ def hf_generate(
         top_p=None if sampling.greedy else sampling.top_p,
         eos_token_id=eos or None,
         pad_token_id=eos[0] if eos else 0,
+        prompt_lookup_num_tokens=prompt_lookup,
     )
 
     def generate(prompt: PairPrompt, seed: int) -> GenerationResult:
@@ -62,7 +62,7 @@ def hf_generate(
                 pair.target,
                 **inputs,
                 generation_config=config,
-                **options,
+                assistant_model=assistant,
             )
             token_ids = tuple(output[0, len(prompt_token_ids) :].tolist())
             seconds = time.perf_counter() - began

@@ -158,7 +158,7 @@ def contender(name: str, setup: Setup, target: CachedModel | None = None, draft:
     learned one without predictor."""
     pair, sampling, max_new_tokens = setup.pair, setup.config.sampling, setup.config.max_new_tokens
     if name in (TRANSFORMERS, ASSISTED):
-        return hf_generate(pair, sampling, max_new_tokens, assisted=name == ASSISTED)
+        return hf_generate(pair, sampling, max_new_tokens, pair.draft if name == ASSISTED else None)
     target, eos = target or runner_of(pair.target), pair.eos_token_ids
     if name == AUTOREGRESSIVE:
         return lambda prompt, seed: autoregressive(target, begin(prompt, target), max_new_tokens, sampling, eos, seed)

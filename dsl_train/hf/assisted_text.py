@@ -8,7 +8,7 @@ import time
 import torch
 from transformers import LogitsProcessor
 
-from dsl_train.base.policy import Needs, Policy
+from dsl_train.base.policy import Needs, Policy, tell_times
 from dsl_train.base.records import DraftStep, Round
 from dsl_train.base.sampling import Sampling
 from dsl_train.loop.drafter import Drafter
@@ -45,6 +45,7 @@ class AssistedText:
         """Tokens after the text so far, at least one, and the scores [1, V] whose softmax each was drawn from."""
         began = time.perf_counter()
         committed = token_ids[self.num_padding + len(self._tokens) :]
+        self._at_least_one.target_has_spoken = bool(committed)
         if committed:
             self._commit(committed)
             self._tell_times(began)
@@ -63,8 +64,8 @@ class AssistedText:
     def _begin(self, tokens: list[int]) -> None:
         self._tokens, self._drafted = tokens, ()
         self.draft_model.reset()
-        policy = _AtLeastOne(self.policy)
-        self._drafter = Drafter(self.draft_model, policy, self.sampling, self._eos_token_ids, tokens)
+        self._at_least_one = _AtLeastOne(self.policy)
+        self._drafter = Drafter(self.draft_model, self._at_least_one, self.sampling, self._eos_token_ids, tokens)
 
     def _guess(self) -> tuple[list[int], tuple[torch.Tensor, ...]]:
         """Behind the draft's context: one token by chance, since transformers insists on one."""
@@ -86,7 +87,7 @@ class AssistedText:
         """Of the round that ended `now`, all that transformers does included."""
         if self._drafted:
             seconds = (self._draft_ended - self._draft_began, now - self._draft_ended, now - self._draft_began)
-            self.policy.timed(len(self._drafted), *seconds)
+            tell_times(self.policy, len(self._drafted), *seconds)
 
     def _tell_features(self, logits: torch.Tensor, committed: list[int], num_accepted: int) -> None:
         known = committed[: len(self._drafted)]
@@ -117,21 +118,23 @@ class TargetObserver(LogitsProcessor):
         return torch.cat(rows)
 
 
-class _AtLeastOne:
-    """A policy that is not asked before the first token."""
+class _AtLeastOne(Policy):
+    """A policy whose answer before the first token is not heeded: transformers insists on one."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.name, self.max_lookahead = policy, policy.name, policy.max_lookahead
         self.needs: Needs = policy.needs
+        self.target_has_spoken = False
 
     def wants_another(self, step: DraftStep) -> bool:
-        return step.position == 0 or self.policy.wants_another(step)
+        if step.position > 0:
+            return self.policy.wants_another(step)
+        if self.policy.max_lookahead > 0 and (self.target_has_spoken or self.needs != "features"):
+            self.policy.wants_another(step)  # rules begin a block there
+        return True
 
     def observe(self, finished: Round) -> None:
         self.policy.observe(finished)
-
-    def timed(self, num_drafted: int, draft_seconds: float, verify_seconds: float, round_seconds: float) -> None:
-        self.policy.timed(num_drafted, draft_seconds, verify_seconds, round_seconds)
 
     def reset(self) -> None:
         self.policy.reset()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dsl_train.base.policy import Policy
+from dsl_train.base.policy import Policy, tell_times
 from dsl_train.base.records import DslError, GenerationResult, Round
 from dsl_train.base.sampling import Sampling, draw, most_likely
 from dsl_train.loop.drafter import DraftBlock, Drafter
@@ -81,7 +81,7 @@ class SpeculativeEngine:
         if start > text.prompt_length:
             self.policy.observe(finished)
             seconds = (drafted - began, verified - drafted, time.perf_counter() - began)
-            self.policy.timed(len(block.token_ids), *seconds)
+            tell_times(self.policy, len(block.token_ids), *seconds)
         return finished
 
     def _draft_limit(self, text: "_Sequence") -> int:
