@@ -4,9 +4,9 @@
         --prompts data/prompts/chat_test.jsonl --num_prompts 12 --max_new_tokens 64
 
 Live rows are the learned rule with one thing changed, in tokens per second relative to the learned rule as it is: where
-that is below 1, the mechanism gains. Each learns costs of its own, since each runs the models in another way. With --traces, replayed rows judge the features by group: predictors are trained
-without each group on --traces and compared on --test_traces, at the measured costs. Brackets are 95 % intervals
-bootstrapped by prompt.
+that is below 1, the mechanism gains. Each learns costs of its own, since each runs the models in another way. With
+--traces, replayed rows judge the features by group: predictors are trained without each group on --traces and compared
+on --test_traces, at the measured costs. Brackets are 95 % intervals bootstrapped by prompt.
 """
 
 import argparse
