@@ -5,7 +5,8 @@
 
 `generate` of transformers, its assisted generation at its defaults and at the best of a few settings tried on other
 prompts, prompt lookup, and our rule in transformers' loop (`attach`); our loop without a draft, with constant
-lookaheads, the heuristic, the confidence rule and the learned one, with --compile the same compiled. Repeats are
+lookaheads (ratios are to the best on other prompts, and to the best on these), the heuristic, the confidence rule and
+the learned one, with --compile the same compiled. Each loop learns costs of its own. Repeats are
 interleaved; a rate is all tokens by all seconds of each prompt's median repeat; ratios are paired by prompt, brackets
 are 95 % intervals bootstrapped over prompts. Greedy texts are compared token by token.
 """
@@ -27,6 +28,7 @@ from dsl_train.bench.hf import Generate, assisted_note, hf_generate
 from dsl_train.bench.live import compare, contender, pool, time_all
 from dsl_train.bench.setup import Setup, read_prompts_as_tokens
 from dsl_train.bench.statistics import Interval
+from dsl_train.costs.online import OnlineCosts
 from dsl_train.pair.loading import Pair
 from dsl_train.pair.prompt import PairPrompt
 from dsl_train.runners.compiled import warm_up
@@ -108,20 +110,42 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare_pair(setup: Setup, tune_on: str, compiled: bool) -> list[Row]:
-    config, pair, predictor = setup.config, setup.pair, setup.predictor
+    config, pair = setup.config, setup.pair
     in_loop = (AUTOREGRESSIVE, *STATICS, *RULES)
     contenders = {name: contender(name, setup) for name in (*in_loop, TRANSFORMERS, ASSISTED)}
-    settings = tune(pair, replace(config, prompts=tune_on, num_prompts=4, by=None, max_new_tokens=48))
+    others = replace(config, prompts=tune_on, num_prompts=4, by=None, max_new_tokens=48)
+    settings, tuned_static = tune(pair, others), tune_static(setup, others)
     length, sampling = config.max_new_tokens, config.sampling
     contenders[TUNED] = hf_generate(pair, sampling, length, pair.draft, settings)
     contenders[LOOKUP] = hf_generate(pair, sampling, length, prompt_lookup=LOOKUP_TOKENS)
-    contenders[ATTACHED] = hf_generate(pair, sampling, length, dsl_train.attach(pair.draft, predictor))
-    notes = {ASSISTED: assisted_note(), TUNED: told(settings), LOOKUP: f"{LOOKUP_TOKENS} tokens"}
+    contenders[ATTACHED] = hf_generate(
+        pair, sampling, length, dsl_train.attach(pair.draft, policy=own_costs(setup).policy(LEARNED))
+    )
+    notes = {
+        tuned_static: "the best on other prompts",
+        ASSISTED: assisted_note(),
+        TUNED: told(settings),
+        LOOKUP: f"{LOOKUP_TOKENS} tokens",
+    }
     if compiled:
         seconds = warm_up(pair.target, pair.draft)
-        contenders |= {COMPILED + name: contender(name, setup) for name in in_loop}
+        contenders |= {COMPILED + name: contender(name, own_costs(setup)) for name in in_loop}
         notes[COMPILED + LEARNED] = f"{seconds:.0f} s to compile both models, not counted"
-    return table(contenders, [prompt for _, prompt in setup.prompts], config.repeats, notes)
+    return table(contenders, [prompt for _, prompt in setup.prompts], config.repeats, notes, tuned_static)
+
+
+def own_costs(setup: Setup) -> Setup:
+    """For a loop in which a step costs something else: it begins with what is known so far."""
+    assert setup.costs is not None
+    return replace(setup, costs=OnlineCosts(setup.costs.profile))
+
+
+def tune_static(setup: Setup, config: BenchConfig) -> str:
+    """The fastest constant lookahead on these prompts."""
+    prompts = read_prompts_as_tokens(config, setup.pair)
+    tried = replace(setup, config=config, prompts=prompts)
+    runs = time_all({name: contender(name, tried) for name in STATICS}, [prompt for _, prompt in prompts], 1)
+    return statistics.fastest({name: pool(of_name) for name, of_name in runs.items()}) or STATICS[0]
 
 
 def tune(pair: Pair, config: BenchConfig) -> Mapping[str, Any]:
@@ -140,14 +164,19 @@ def told(settings: Mapping[str, Any]) -> str:
 
 
 def table(
-    contenders: Mapping[str, Generate], prompts: Sequence[PairPrompt], repeats: int, notes: Mapping[str, str]
+    contenders: Mapping[str, Generate],
+    prompts: Sequence[PairPrompt],
+    repeats: int,
+    notes: Mapping[str, str],
+    tuned_static: str,
 ) -> list[Row]:
     """Time them all and print the rows."""
     results = time_all(contenders, prompts, repeats)
     rates = {name: pool(runs) for name, runs in results.items()}
     counts = statistics.draws(len(prompts))
     best_static = statistics.fastest({name: rates[name] for name in STATICS if name in rates})
-    bases = [name for name in (AUTOREGRESSIVE, best_static, TRANSFORMERS, TUNED) if name in rates]
+    wanted = dict.fromkeys((AUTOREGRESSIVE, tuned_static, best_static, TRANSFORMERS, TUNED))
+    bases = [name for name in wanted if name in rates]
     different = [mismatch.policy for mismatch in compare(results, [str(i) for i in range(len(prompts))])]
     rows = []
     headers = ["tokens/s", *(f"x {base}" for base in bases), "tokens a round", "differ"]

@@ -4,9 +4,9 @@
         --prompts data/prompts/chat_test.jsonl --num_prompts 12 --max_new_tokens 64
 
 Live rows are the learned rule with one thing changed, in tokens per second relative to the learned rule as it is: where
-that is below 1, the mechanism gains. With --traces, replayed rows judge the features by group: predictors are trained
-without each group on --traces and compared on --test_traces, at the measured costs. Brackets are 95 % intervals
-bootstrapped by prompt.
+that is below 1, the mechanism gains. Each learns costs of its own, since each runs the models in another way. With
+--traces, replayed rows judge the features by group: predictors are trained without each group on --traces and compared
+on --test_traces, at the measured costs. Brackets are 95 % intervals bootstrapped by prompt.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from dsl_train.bench.hf import Generate
 from dsl_train.bench.live import contender, pool, time_all
 from dsl_train.bench.replay import by_prompt
 from dsl_train.bench.setup import Setup
+from dsl_train.costs.online import OnlineCosts
 from dsl_train.features.entries import FEATURES
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.pair.prompt import begin
@@ -112,17 +113,25 @@ def variants(setup: Setup, learned: Generate, compiled: bool) -> dict[str, Gener
         "the target alone": contender(AUTOREGRESSIVE, setup),
         "costs fixed after the first prompts": with_policy(setup, LearnedPolicy(setup.predictor, rule)),
         "and one threshold for all positions": with_policy(setup, LearnedPolicy(setup.predictor, flat)),
-        "corrected online (adapt)": contender("learned:adapt", setup),
-        "never at rest": with_policy(setup, awake(LearnedPolicy(setup.predictor, setup.costs))),
+        "corrected online (adapt)": with_policy(setup, learned_policy(setup, adapt=True)),
+        "never at rest": with_policy(setup, awake(learned_policy(setup))),
         "rules that look at nothing: static:2": contender("static:2", setup),
         "rules that look at nothing: heuristic": contender("heuristic", setup),
+        "the draft's confidence alone": contender("confidence", setup),
     }
     with without_own_layers():
-        found["transformers' forward"] = with_policy(setup, LearnedPolicy(setup.predictor, setup.costs))
+        found["transformers' forward"] = with_policy(setup, learned_policy(setup))
     if compiled:
         seconds = warm_up(setup.pair.target, setup.pair.draft)
-        found[f"compiled ({seconds:.0f} s before)"] = with_policy(setup, LearnedPolicy(setup.predictor, setup.costs))
+        found[f"compiled ({seconds:.0f} s before)"] = with_policy(setup, learned_policy(setup))
     return found
+
+
+def learned_policy(setup: Setup, adapt: bool = False) -> LearnedPolicy:
+    """With costs of its own, which begin with what is known so far."""
+    assert setup.predictor is not None
+    assert setup.costs is not None
+    return LearnedPolicy(setup.predictor, OnlineCosts(setup.costs.profile), adapt=adapt)
 
 
 def awake(policy: LearnedPolicy) -> LearnedPolicy:
