@@ -11,6 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, dynamic_module_utils
 
+from dsl_train.api import calibration
 from dsl_train.base.records import DraftStep, no_features
 
 VOCAB_SIZE, CONTEXT, END = 64, 256, "<|end|>"
@@ -76,6 +77,7 @@ class PairFolders:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is cached of tiny models stays out of the user's cache; so does code that transformers copies."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    calibration.MAX_SECONDS = 0.0  # as few turns as there may be
     dynamic_module_utils.HF_MODULES_CACHE = str(tmp_path_factory.mktemp("modules"))
 
 

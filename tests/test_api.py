@@ -3,28 +3,25 @@
 import io
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from conftest import make_tokenizer
 from tiny_predictor import write_predictor
 
 from dsl_train import generate, load_predictor
+from dsl_train.api.serving import costs_in_use
 from dsl_train.api.speculator import Speculator
 from dsl_train.api.text_stream import TextStream
+from dsl_train.base.cost import CostProfile
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.cli.generate import main
 from dsl_train.loop.engine import autoregressive
 from dsl_train.pair.loading import load_pair
+from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.runners.cached import CachedModel
 
 PROMPT = "def f(a, b):"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +85,37 @@ def test_a_threshold_is_taken_as_given(shipped):
     assert never.result.token_ids == always.result.token_ids
 
 
+def test_costs_given_are_priced_once_and_rounds_repeat(shipped):
+    pair, costs = load_pair(**shipped), CostProfile(0.1, 1.0)
+    one, two = (Speculator(pair, costs=costs).generate(PROMPT, Sampling(0.9), 40, seed=3).result for _ in range(2))
+    assert one.rounds == two.rounds
+    assert one.token_ids == two.token_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_costs_are_those_of_the_rounds_that_are_generated(shipped, temperature):
+    pair = load_pair(**shipped)
+    speculator = Speculator(pair)
+    before = costs_in_use(speculator.policy)
+    for seed in range(4):
+        speculator.generate(PROMPT, Sampling(temperature), 40, seed)
+    assert costs_in_use(speculator.policy) != before
+
+
+def test_a_policy_of_the_caller_is_not_changed_by_a_cap(shipped):
+    pair = load_pair(**shipped)
+    policy = LearnedPolicy(load_predictor(shipped["draft"]), -1.0, max_lookahead=6)
+    capped = Speculator(pair, policy, max_lookahead=2).generate(PROMPT, Sampling(), 20).result
+    assert max(len(finished.drafted) for finished in capped.rounds) == 2
+    assert policy.max_lookahead == 6
+    policy._resting._left = 2  # at rest for a round more
+    speculator = Speculator(pair, policy, max_lookahead=2)
+    assert speculator.policy.max_lookahead == policy.max_lookahead == 0
+    speculator.generate(PROMPT, Sampling(), 20)
+    assert speculator.policy.max_lookahead == 2
+    assert policy.max_lookahead == 6
+
+
 def test_characters_of_several_tokens_are_streamed_whole():
     class Bytes:
         """One token a byte."""
@@ -140,8 +168,8 @@ def test_dsl_generate_names_an_unknown_policy_and_an_empty_prompt(shipped, capsy
 
 
 def test_sampling_from_the_shell_is_repeatable(shipped, capsys):
-    texts = []
+    texts, options = [], ["--temperature", "0.9", "--seed", "5", "--threshold", "0.5", "--json"]
     for _ in range(2):
-        assert main(command(shipped, "--prompt", PROMPT, "--temperature", "0.9", "--seed", "5", "--json")) == 0
+        assert main(command(shipped, "--prompt", PROMPT, *options)) == 0
         texts.append(json.loads(capsys.readouterr().out.splitlines()[-1])["generations"][0]["text"])
     assert texts[0] == texts[1]

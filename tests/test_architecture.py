@@ -84,6 +84,12 @@ def test_a_module_imports_only_from_its_own_folder_or_below(module):
     assert not above, f"{module} imports upward: {above}"
 
 
+def test_contributors_are_told_the_same_list():
+    guide = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
+    rows = [line.split("|")[1].strip() for line in guide.splitlines() if line.startswith("| `")]
+    assert tuple(row.strip("`") for row in rows) == FOLDERS
+
+
 def test_the_loop_imports_nothing_but_what_it_is_made_of():
     strangers = {name for module in modules() if folder(module) == "loop" for name in internal_imports(module)}
     assert {folder(name) for name in strangers} <= LOOP

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dsl_train.base.policy import Policy
 from dsl_train.base.records import AcceptanceStats, DslError, Round
 from dsl_train.base.sampling import Sampling
 from dsl_train.features.entries import FEATURE_NAMES
@@ -47,7 +48,7 @@ def draft():
     return CachedModel(tiny_model(0, noise=0.15))
 
 
-class Coin:
+class Coin(Policy):
     """Wants another with a probability of its own, whatever the step says."""
 
     name, max_lookahead = "coin", 7

@@ -9,6 +9,7 @@ from tiny_predictor import write_predictor
 from transformers.generation.streamers import BaseStreamer
 
 import dsl_train
+from dsl_train.base.policy import Policy
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.bench.law import exact_law, fit
@@ -36,7 +37,7 @@ def generate(target, inputs=PROMPT, **options):
     return target.generate(inputs, **{"max_new_tokens": 40, "do_sample": False, **options})
 
 
-class Watched:
+class Watched(Policy):
     """Another policy, and what it was shown."""
 
     def __init__(self, spec="static:3"):

@@ -81,7 +81,7 @@ def test_a_threshold_of_one_stays_one():
     assert moved(0.0, -3.0) == 0.0
 
 
-def test_replay_walks_the_corrected_policy():
+def test_replay_of_the_corrected_policy_corrects_as_well():
     never = build(make_traces(*["r" * 60] * 8, tail=15))
     predictor, rule = Sure(0.9), StopRule.of(0.5)
     plain = replay_survival(never, np.full(len(never), 0.9), rule)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from tiny_traces import make_traces
 from dsl_train.base.cost import CostProfile, price_for
 from dsl_train.base.records import DraftPrimitives, DraftStep, DslError, Round
 from dsl_train.features import entries
+from dsl_train.policies import register, registry, signals
 from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy, roc_threshold
 from dsl_train.policies.registry import POLICIES, make_policy, needs_of
 from dsl_train.policies.rules import HeuristicPolicy
+from dsl_train.policies.signals import SignalPolicy
 from dsl_train.policies.specdec import AcceptanceModel
+from dsl_train.replay import tuning
 from dsl_train.replay.acceptance import acceptance_products, fit_acceptance
-from dsl_train.replay.rounds import replay_policy, replay_static
+from dsl_train.replay.rounds import replay_answers, replay_policy, replay_static
 from dsl_train.replay.tuning import AS_PUBLISHED, fit_logistic, tune_baselines, tune_static
 from dsl_train.traces.decisions import build
 
@@ -306,3 +310,60 @@ def test_the_logistic_fit_is_calibrated_at_every_position():
     for position in range(4):
         at = decisions.position == position
         assert predicted[at].mean() == pytest.approx(decisions.survival[at].mean(), abs=1e-3)
+
+
+def test_a_class_is_a_policy_by_one_decorator(monkeypatch):
+    monkeypatch.setattr(registry, "POLICIES", dict(registry.POLICIES))
+    monkeypatch.setattr(register, "RULES", dict(register.RULES))
+    for module in (registry, tuning):
+        monkeypatch.setattr(module, "RULES", register.RULES)
+
+    guide = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text("utf-8")
+    diff = guide.partition("## Add a policy")[2].partition("```diff\n")[2].partition("```")[0]
+    added = [line[1:] for line in diff.splitlines()]
+    source = "\n".join(added)
+    assert source.startswith('@register("margin"')
+    exec(source, dict(vars(signals)))
+    assert make_policy("margin:0.3").wants_another(step(1, top_prob=0.9))
+    assert not make_policy("margin:0.3").wants_another(step(1, top_prob=math.exp(-3.1)))
+    (tuned,) = tune_baselines(telling_decisions(), [0.2])
+    assert tuned["margin"].spec.startswith("margin:")
+
+
+def test_every_signal_is_on_traces_what_it_is_while_drafting():
+    decisions = telling_decisions(num_texts=3)
+    for name, rule in register.RULES.items():
+        if isinstance(rule.policy, type) and issubclass(rule.policy, SignalPolicy):
+            spec = f"{name}:{make_policy(name).threshold},8"
+            policy = make_policy(spec)
+            quick = policy.passes(policy.signal(tuning._Drafted.of(decisions))) | (decisions.position == 0)
+            expected = replay_policy(decisions, make_policy(spec)).num_drafted
+            np.testing.assert_array_equal(
+                replay_answers(decisions, quick, policy.max_lookahead).num_drafted, expected, err_msg=name
+            )
+
+
+def test_a_file_with_commas_in_its_path_is_one_argument(tmp_path):
+    file = tmp_path / "a,b" / "model,0.9"
+    file.parent.mkdir()
+    fit_acceptance(telling_decisions(num_texts=2)).save(file)
+    assert make_policy(f"specdec++:{file}").name == "specdec++:0.7,20"
+    assert make_policy(f"specdec++:{file},0.5,4").name == "specdec++:0.5,4"
+
+
+@pytest.mark.parametrize("spec", ["cumulative:0.3", "specdec++"])
+def test_products_begin_anew_where_no_decision_comes_before_the_first_draft(spec, tmp_path):
+    """As with transformers, which drafts a first token without asking."""
+    if spec == "specdec++":
+        file = tmp_path / "model"
+        fit_acceptance(telling_decisions(num_texts=2)).save(file)
+        spec = f"specdec++:{file}"
+    policy = make_policy(spec)
+    vector = np.zeros(len(entries.FEATURE_NAMES), np.float32)
+    blocks = []
+    for _ in range(3):
+        position = 1
+        while position < 20 and policy.wants_another(step(position, 0.7)._replace(read_features=lambda: vector)):
+            position += 1
+        blocks.append(position)
+    assert blocks[0] == blocks[1] == blocks[2] < 20

@@ -25,11 +25,13 @@ _LOOKAHEADS = tuple(range(NUM_WIDTHS - 1, 0, -1))
 _LOOKING = (8, 8, 4, 4, 2, 0, 0)  # of policies that look at more than the position
 _PLAIN = 3  # rounds without drafts in a row
 _MIN_TURNS = 3
+#: Of :func:`calibrate`, models that are slower excepted.
+MAX_SECONDS = 3.0
 
 
 def calibrate(pair: Pair, predictor: Predictor | None = None, sampling: Sampling | None = None) -> CostProfile:
     """What the steps of this pair cost here and now; takes 3 s for small models."""
-    return measure(*typical_runners(pair), predictor, sampling)
+    return measure(*typical_runners(pair), predictor, sampling, max_seconds=MAX_SECONDS)
 
 
 def measure(
@@ -38,7 +40,7 @@ def measure(
     predictor: Predictor | None = None,
     sampling: Sampling | None = None,
     turns: int = 20,
-    max_seconds: float = 3.0,
+    max_seconds: float = MAX_SECONDS,
 ) -> CostProfile:
     """At most `turns` turns, at least three, fewer than `turns` only where `max_seconds` are over. Resets both models.
     Without a predictor its prices are 0."""

@@ -48,12 +48,15 @@ class StopRule:
         typical = range(1, min(len(costs), TYPICAL_WIDTH))
         c = sum(k * (costs[k] - 1.0) for k in typical) / sum(k * k for k in typical)
         rate = max(1.0, threshold_at(c) / c) if c > 0.0 else 1.0
-        kept = [(1.0 - KEPT**n) / (1.0 - KEPT) for n in range(AHEAD + 1)]
-
-        def price(k: int) -> float:
-            return min((costs[k + n] - costs[k]) / kept[n] for n in range(1, min(AHEAD, len(costs) - 1 - k) + 1))
-
-        return cls(tuple(min(1.0, max(0.0, rate * price(k))) for k in range(len(costs) - 1)))
+        paid = np.append(costs, [np.inf] * AHEAD)  # [K + 1 + AHEAD]
+        price = np.min(  # [K]
+            [
+                (paid[n : len(costs) - 1 + n] - paid[: len(costs) - 1]) * (1.0 - KEPT) / (1.0 - KEPT**n)
+                for n in range(1, AHEAD + 1)
+            ],
+            axis=0,
+        )
+        return cls(tuple((rate * price).clip(0.0, 1.0).tolist()))
 
     @property
     def first(self) -> float:
@@ -242,5 +245,6 @@ def _rise(steps: Sequence[float]) -> float:
     """Seconds per token beyond the second: least squares over the typical widths; 0 where there is one width only."""
     if len(steps) < 3:
         return max(0.0, steps[-1] - steps[0])
-    typical = steps[1:TYPICAL_WIDTH]
-    return max(0.0, float(np.polyfit(np.arange(len(typical)), typical, 1)[0])) if len(typical) > 1 else 0.0
+    typical = np.array(steps[1:TYPICAL_WIDTH])
+    places = np.arange(len(typical)) - (len(typical) - 1) / 2
+    return max(0.0, float(places @ typical / (places @ places)))

@@ -88,22 +88,22 @@ def run_replay(config: BenchConfig) -> ReplayTable:
         predictor = load_predictor(config.predictor or config.draft or traces.pair["draft"]["id"])
         predictor.check_pair(traces.pair["target"], traces.pair["draft"])
     prices: list[Price] = sorted([*set(config.c), *measured_price(config)], key=c_of)
-    walked = decisions.build(traces, predictor.max_lookahead) if predictor else decisions.build(traces)
-    sampled = any(sequence.temperature > 0 for sequence in walked.sequences)
+    decided = decisions.build(traces, predictor.max_lookahead) if predictor else decisions.build(traces)
+    sampled = any(sequence.temperature > 0 for sequence in decided.sequences)
     bounds = [*BOUNDS, *CEILINGS] if sampled else list(BOUNDS)
-    contenders = {name: contender(name, walked, predictor, config.threshold) for name in [*names, *bounds]}
-    results = {name: [at(price_of(name, price)) for price in prices] for name, at in contenders.items()}
-    tuned = _tuned(config, walked, prices)
+    replayers = {name: replayer(name, decided, predictor, config.threshold) for name in [*names, *bounds]}
+    results = {name: [at(price_of(name, price)) for price in prices] for name, at in replayers.items()}
+    tuned = _tuned(config, decided, prices)
     results |= {name: list(rule.results) for name, rule in tuned.items()}
     chosen = {name: rule.specs for name, rule in tuned.items()}
-    return tabulate(results, prices, config.seed, coupling_draws(walked), chosen)
+    return tabulate(results, prices, config.seed, coupling_draws(decided), chosen)
 
 
-def _tuned(config: BenchConfig, walked: Decisions, prices: Sequence[Price]) -> dict[str, TunedRule]:
+def _tuned(config: BenchConfig, decided: Decisions, prices: Sequence[Price]) -> dict[str, TunedRule]:
     if not config.tune_on:
         return {}
-    tuning = decisions.build(open_traces([Path(folder) for folder in config.tune_on]), walked.max_lookahead)
-    return replay_tuned(tuning, walked, prices)
+    tuning = decisions.build(open_traces([Path(folder) for folder in config.tune_on]), decided.max_lookahead)
+    return replay_tuned(tuning, decided, prices)
 
 
 def tabulate(
@@ -166,23 +166,23 @@ def _gaps(
             yield GapClosed(policy, bound, tuple(shares))
 
 
-def contender(name: str, walked: Decisions, predictor: Predictor | None, threshold: float | None) -> At:
+def replayer(name: str, decided: Decisions, predictor: Predictor | None, threshold: float | None) -> At:
     """Each policy by the quickest way that is exact."""
     if name in BOUNDS:
-        return _constant(BOUNDS[name](walked))
+        return _constant(BOUNDS[name](decided))
     if name in CEILINGS:
-        return lambda price: replay_ceiling(walked, name, price)
+        return lambda price: replay_ceiling(decided, name, price)
     if is_learned(name) and predictor:
-        survival = predictor.survival_batch(walked.features)
+        survival = predictor.survival_batch(decided.features)
 
         def at(price: Price) -> ReplayResult:
             rule = rule_at(price, predictor.threshold) if threshold is None else StopRule.of(threshold)
             if name == LEARNED:
-                return replay.replay_survival(walked, survival, rule)
-            return replay.replay_policy(walked, make_policy(name, predictor, rule))
+                return replay.replay_survival(decided, survival, rule)
+            return replay.replay_policy(decided, make_policy(name, predictor, rule))
 
         return at
-    return _constant(replay_spec(walked, name))
+    return _constant(replay_spec(decided, name))
 
 
 def _constant(result: ReplayResult) -> At:
@@ -201,9 +201,9 @@ def by_prompt(result: ReplayResult, price: Price) -> Rates:
     return Rates(total(result.tokens), total(result.cost_by_sequence(price)))
 
 
-def coupling_draws(walked: Decisions) -> int:
+def coupling_draws(decided: Decisions) -> int:
     """How often each text was coupled with the draft: the least of all texts."""
-    texts = Counter((text.prompt_id, text.response_token_ids.tobytes()) for text in walked.sequences)
+    texts = Counter((text.prompt_id, text.response_token_ids.tobytes()) for text in decided.sequences)
     return min(texts.values())
 
 

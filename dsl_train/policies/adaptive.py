@@ -1,4 +1,4 @@
-"""Rules whose threshold follows what was accepted. All begin anew with every text, as their originals do."""
+"""Rules whose threshold follows what was accepted. All begin anew with every text, as the originals do."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,20 @@ import numpy as np
 
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep, Round
+from dsl_train.policies.register import register
 from dsl_train.policies.signals import token_prob
 
 
+@register(
+    "confidence-roc",
+    "THRESHOLD,CAP: the same as confidence, refitted every round (transformers with scikit-learn)",
+    published=True,
+)
 class ConfidenceRocPolicy(Policy):
     """`confidence` with its threshold refitted after every round: transformers with scikit-learn installed.
 
     Probabilities of a block's accepted tokens and of its first rejected one are kept. A token drafted at the cap is
-    not among them: nobody asks after it.
+    not among them: no decision follows it.
     """
 
     needs: Needs = "confidence"
@@ -56,7 +62,7 @@ def roc_threshold(probs: Sequence[float], matches: Sequence[bool]) -> float:
 
 
 class _FollowsAcceptance(Policy):
-    """A threshold that creeps towards 0.9 of the drafts being accepted."""
+    """A threshold that moves slowly towards 0.9 of the drafts being accepted."""
 
     TARGET, RATE_DECAY, STEP, THRESHOLD_DECAY = 0.9, 0.5, 0.01, 0.9
 
@@ -80,8 +86,14 @@ class _FollowsAcceptance(Policy):
         self.threshold = self.THRESHOLD_DECAY * self.threshold + (1 - self.THRESHOLD_DECAY) * wanted
 
 
+@register(
+    "draft-verify",
+    "THRESHOLD,CAP: the same as confidence, moving towards 0.9 acceptance",
+    lambda _: ("0.2", "0.5", "0.8"),
+    published=True,
+)
 class DraftVerifyPolicy(_FollowsAcceptance):
-    """Stop behind the first token whose draft probability is under the threshold (2309.08168, its code)."""
+    """Stop after the first token whose draft probability is under the threshold (2309.08168, its code)."""
 
     needs: Needs = "confidence"
 
@@ -92,8 +104,14 @@ class DraftVerifyPolicy(_FollowsAcceptance):
         return step.draft is None or token_prob(step.draft) >= self.threshold
 
 
+@register(
+    "adaedl",
+    "THRESHOLD,CAP: stop where 1 - sqrt(0.2 * entropy) is smaller, moving towards 0.9 acceptance",
+    lambda _: ("0.3", "0.5", "0.7"),
+    published=True,
+)
 class AdaEdlPolicy(_FollowsAcceptance):
-    """Stop behind the first distribution with 1 - sqrt(0.2 * entropy) under the threshold (2410.18351)."""
+    """Stop after the first distribution with 1 - sqrt(0.2 * entropy) under the threshold (2410.18351)."""
 
     needs: Needs = "primitives"
     SCALE = 0.2

@@ -1,14 +1,22 @@
 """The trained stop rule: another token while its survival is worth its price."""
 
+from typing import TYPE_CHECKING
+
 from dsl_train.base.cost import CostProfile, StopRule
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep, Round
 from dsl_train.costs.online import OnlineCosts, TimedRound
 from dsl_train.policies.online import OnlineShift
+from dsl_train.policies.register import register
 from dsl_train.policies.resting import Resting
-from dsl_train.predictor.runtime import Predictor
+
+if TYPE_CHECKING:
+    from dsl_train.predictor.runtime import Predictor
 
 
+@register(
+    "learned", "the trained predictor, with the threshold that pays here; learned:adapt corrects it while generating"
+)
 class LearnedPolicy(Policy):
     """Another iff survival > threshold.
 
@@ -22,7 +30,7 @@ class LearnedPolicy(Policy):
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: "Predictor",
         threshold: float | StopRule | OnlineCosts,
         max_lookahead: int | None = None,
         adapt: bool = False,

@@ -1,4 +1,4 @@
-"""Corrects the survival estimate by what became of the drafts it asked for: one number, learned while generating.
+"""A correction of the survival estimate by what became of the drafts: one number, learned while generating.
 
 The estimate may be trained on other texts, another temperature, even another draft. Its logit is shifted, which is the
 same as shifting the thresholds. The text stays the target's own: only finished rounds are looked at.

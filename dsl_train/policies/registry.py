@@ -2,53 +2,28 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from dsl_train.base.cost import StopRule
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DslError
 from dsl_train.costs.online import OnlineCosts
-from dsl_train.policies.adaptive import AdaEdlPolicy, ConfidenceRocPolicy, DraftVerifyPolicy
-from dsl_train.policies.rules import HeuristicPolicy, RandomPolicy, StaticPolicy
-from dsl_train.policies.signals import ConfidencePolicy, CumulativePolicy, KangarooPolicy, LogisticPolicy, SvipPolicy
-from dsl_train.policies.specdec import SpecDecPolicy
+from dsl_train.policies.register import RULES
 
 if TYPE_CHECKING:
     from dsl_train.predictor.runtime import Predictor
 
-_RULES: dict[str, Callable[..., Policy]] = {
-    "static": StaticPolicy,
-    "heuristic": HeuristicPolicy,
-    "confidence": ConfidencePolicy,
-    "confidence-roc": ConfidenceRocPolicy,
-    "draft-verify": DraftVerifyPolicy,
-    "kangaroo": KangarooPolicy,
-    "svip": SvipPolicy,
-    "adaedl": AdaEdlPolicy,
-    "cumulative": CumulativePolicy,
-    "logistic": LogisticPolicy,
-    "specdec++": SpecDecPolicy,
-    "random": RandomPolicy,
-}
+for _module in iter_modules([str(Path(__file__).parent)]):
+    if _module.name != Path(__file__).stem:
+        import_module(f"dsl_train.policies.{_module.name}")
 
 #: Name -> help of one line, the arguments first.
 POLICIES: dict[str, str] = {
-    "learned": "the trained predictor, with the threshold that pays on this machine; learned:adapt corrects it online",
-    "static": "LOOKAHEAD: always so many tokens; 0 is plain decoding",
-    "heuristic": "two more after a fully accepted round, else one less (transformers)",
-    "confidence": "THRESHOLD,CAP: stop behind a token of smaller draft probability (transformers)",
-    "confidence-roc": "THRESHOLD,CAP: the same, refitted every round (transformers with scikit-learn)",
-    "draft-verify": "THRESHOLD,CAP: the same, creeping towards 0.9 acceptance",
-    "kangaroo": "THRESHOLD,CAP: stop where the largest draft probability is smaller",
-    "svip": "THRESHOLD,CAP: stop where sqrt(0.15 * entropy) is larger",
-    "adaedl": "THRESHOLD,CAP: stop where 1 - sqrt(0.2 * entropy) is smaller, creeping towards 0.9 acceptance",
-    "cumulative": "THRESHOLD,CAP: stop once the product of draft probabilities is smaller",
-    "logistic": "THRESHOLD,SLOPE,INTERCEPT,...: one feature and an intercept per position",
-    "specdec++": "FILE,THRESHOLD,CAP: stop once a rejection is likelier, by the acceptance model in FILE",
-    "random": "PROBABILITY,SEED,CAP: a coin, for tests",
+    name: RULES[name].help for name in sorted(RULES, key=lambda name: (name != "learned", name != "static", name))
 }
-
 
 Threshold = float | StopRule | OnlineCosts
 """What the learned policy compares survival with, or the costs that it follows from."""
@@ -61,31 +36,36 @@ def make_policy(spec: str, predictor: "Predictor | None" = None, threshold: Thre
     is wrong.
     """
     name, _, listed = spec.partition(":")
-    arguments = [argument.strip() for argument in listed.split(",")] if listed else []
-    if name == "learned":
-        return _learned(spec, arguments, predictor, threshold)
-    if name not in _RULES:
+    if name not in RULES:
         close = difflib.get_close_matches(name, POLICIES, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise DslError(f"unknown policy {name!r}; {meant}Choose one of {', '.join(POLICIES)}")
+    arguments = _split(listed)
+    if name == "learned":
+        return _learned(spec, arguments, predictor, threshold)
     if threshold is not None:
-        given = (
-            "costs are" if isinstance(threshold, OnlineCosts) else f"a threshold of {StopRule.of(threshold).first:g} is"
-        )
+        given = "costs are" if isinstance(threshold, OnlineCosts) else f"a threshold of {_first(threshold):g} is"
         raise DslError(f"{given} for the learned policy; {_usage(name)} instead")
-    return _RULES[name](*_parse(spec, name, arguments))
+    return RULES[name].policy(*_parse(spec, name, arguments))
 
 
 def needs_of(spec: str) -> Needs:
-    """What the policy looks at, without making it."""
-    name = spec.partition(":")[0]
-    needs: Needs = "features" if name == "learned" else _RULES[name].needs  # type: ignore[attr-defined]  # of the class
+    """What a policy looks at, without making it."""
+    needs: Needs = RULES[spec.partition(":")[0]].policy.needs  # type: ignore[attr-defined]  # of the class
     return needs
 
 
-def _learned(spec: str, arguments: list[str], predictor: "Predictor | None", threshold: Threshold | None) -> Policy:
-    from dsl_train.policies.learned import LearnedPolicy
+def _split(listed: str) -> list[str]:
+    """The arguments; a file that exists may have commas in its path and comes first."""
+    pieces = [piece.strip() for piece in listed.split(",")] if listed else []
+    for count in range(len(pieces), 1, -1):
+        path = ",".join(listed.split(",")[:count])
+        if Path(path).is_file():
+            return [path, *pieces[count:]]
+    return pieces
 
+
+def _learned(spec: str, arguments: list[str], predictor: "Predictor | None", threshold: Threshold | None) -> Policy:
     if arguments not in ([], ["adapt"]):
         raise DslError(f"policy {spec!r}: the learned policy has no arguments but `adapt`, as in learned:adapt")
     if predictor is None or threshold is None:
@@ -93,12 +73,12 @@ def _learned(spec: str, arguments: list[str], predictor: "Predictor | None", thr
         raise DslError(
             f"policy 'learned' has no {missing}; train a predictor with dsl-train and name it by --predictor"
         )
-    return LearnedPolicy(predictor, threshold, adapt=bool(arguments))
+    return RULES["learned"].policy(predictor, threshold, adapt=bool(arguments))
 
 
 def _parse(spec: str, name: str, arguments: list[str]) -> list[int | float | str]:
     """Arguments converted to what the rule's constructor annotates, and within their range."""
-    parameters = list(inspect.signature(_RULES[name]).parameters.values())
+    parameters = list(inspect.signature(RULES[name].policy).parameters.values())
     values: list[int | float | str] = []
     for i, argument in enumerate(arguments):
         parameter = parameters[min(i, len(parameters) - 1)] if parameters else None
@@ -117,6 +97,10 @@ def _parse(spec: str, name: str, arguments: list[str]) -> list[int | float | str
     if len(values) < required:
         raise DslError(f"policy {spec!r} has {len(values)} arguments but needs {required}; {_usage(name)}")
     return values
+
+
+def _first(threshold: float | StopRule) -> float:
+    return StopRule.of(threshold).first
 
 
 def _usage(name: str) -> str:

@@ -4,11 +4,17 @@ import random
 
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep, Round
+from dsl_train.policies.register import register
 
 #: Cap of the rules that are defined without one.
 UNBOUNDED = 1000
 
 
+@register(
+    "static",
+    "LOOKAHEAD: always so many tokens; 0 is plain decoding",
+    lambda max_lookahead: map(str, range(max_lookahead + 1)),
+)
 class StaticPolicy(Policy):
     """Always draft the same number of tokens; 0 is plain decoding."""
 
@@ -22,6 +28,7 @@ class StaticPolicy(Policy):
         return step.position < self.max_lookahead
 
 
+@register("heuristic", "two more after a fully accepted round, else one less (transformers)", published=True)
 class HeuristicPolicy(Policy):
     """Two more after a round whose drafts were all accepted, else one less, never under one; kept across texts.
 
@@ -42,6 +49,7 @@ class HeuristicPolicy(Policy):
         self.lookahead = self.lookahead + 2 if finished.all_accepted else max(1, self.lookahead - 1)
 
 
+@register("random", "PROBABILITY,SEED,CAP: a coin, for tests")
 class RandomPolicy(Policy):
     """Another with a fixed probability: for tests, where any policy must leave the text alone."""
 

@@ -1,6 +1,6 @@
 """SpecDec++ (2405.19715): stop once some drafted token has probably been rejected, by a model of each one's acceptance.
 
-The model is a small network on the features of this package; `dsl_train/acceptance.py` fits it, numpy runs it. Letters:
+The model is a small network on the features of this package; `replay/acceptance.py` fits it, numpy runs it. Letters:
 F features, H hidden units.
 """
 
@@ -14,6 +14,7 @@ from dsl_train.base import files
 from dsl_train.base.policy import Needs, Policy
 from dsl_train.base.records import DraftStep, DslError
 from dsl_train.features import entries
+from dsl_train.policies.register import register
 
 _PROB_CLIP = 1e-4
 _IS_PROB = np.array([feature.unit == "prob" for feature in entries.FEATURES])
@@ -21,7 +22,7 @@ _IS_PROB = np.array([feature.unit == "prob" for feature in entries.FEATURES])
 
 @dataclass(frozen=True, eq=False)
 class AcceptanceModel:
-    """P(the drafted token is accepted | those before it were, features behind it)."""
+    """P(the drafted token is accepted | those before it were, features after it)."""
 
     mean: np.ndarray
     """[F] of the inputs: features, probabilities as logits."""
@@ -71,10 +72,11 @@ def inputs_of(features: np.ndarray) -> np.ndarray:
     return np.where(_IS_PROB, np.log(probs / (1.0 - probs)), features)
 
 
+@register("specdec++", "FILE,THRESHOLD,CAP: stop once a rejection is likelier, by the acceptance model in FILE")
 class SpecDecPolicy(Policy):
-    """Stop once the product of the block's predicted acceptances is under 1 - threshold; drafts a first token unasked.
+    """Stop once the product of the block's predicted acceptances is under 1 - threshold.
 
-    The published settings are 0.7 and 20.
+    A first token is always drafted. The published settings are 0.7 and 20.
     """
 
     needs: Needs = "features"
@@ -86,8 +88,9 @@ class SpecDecPolicy(Policy):
         self._product = 1.0
 
     def wants_another(self, step: DraftStep) -> bool:
-        if step.position == 0:
+        if step.position <= 1:  # transformers drafts a first token without asking
             self._product = 1.0
+        if step.position == 0:
             return True
         self._product *= float(self.model.probs(step.features))
         return self._product >= 1.0 - self.threshold

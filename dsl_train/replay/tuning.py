@@ -1,9 +1,9 @@
 """Tunes the baselines: for each, the setting that replays fastest on the given decisions (the training prompts).
 
-Knows replay and the rules' arguments; loads no model. Letters: N decisions.
+Knows replay and the registered rules; loads no model. Letters: N decisions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,31 +11,23 @@ import numpy as np
 from scipy.special import expit
 
 from dsl_train.base.cost import Price, price_for
+from dsl_train.base.schema import TOP
 from dsl_train.features.entries import FEATURE_NAMES
+from dsl_train.policies.register import RULES
 from dsl_train.policies.registry import make_policy, needs_of
-from dsl_train.policies.signals import EPSILON, SvipPolicy, logistic_spec
+from dsl_train.policies.rules import StaticPolicy
+from dsl_train.policies.signals import CAPS, EPSILON, SignalPolicy, logistic_spec
 from dsl_train.replay.acceptance import acceptance_products, fit_acceptance
 from dsl_train.replay.rounds import ReplayResult, replay_answers, replay_policy, replay_static, solve_thresholds
 from dsl_train.traces.decisions import Decisions
 
 #: The published rules at their published settings.
-AS_PUBLISHED = ("heuristic", "confidence", "confidence-roc", "draft-verify", "kangaroo", "svip", "adaedl")
-PROBS = (0.02, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.98)
-CAPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-INITIAL_THRESHOLDS = {"adaedl": (0.3, 0.5, 0.7), "draft-verify": (0.2, 0.5, 0.8)}
+AS_PUBLISHED = tuple(name for name, rule in RULES.items() if rule.published)
 #: 1 - h of `specdec++`: products of acceptances below which drafting stops.
 PRODUCTS = (0.02, 0.05, *(i / 20 for i in range(2, 20)), 0.98)
 RIDGE, TOLERANCE = 1e-3, 1e-6
 #: Logit of a survival that never, or always, happened.
 _CERTAIN = 10.0
-
-#: Rule -> what it compares with its threshold, [N]; it goes on where that is at least the threshold; `svip`, at most.
-_SIGNALS: dict[str, Callable[[Decisions], np.ndarray]] = {
-    "confidence": lambda decisions: np.exp(_column(decisions, "token_log_prob")),
-    "kangaroo": lambda decisions: _column(decisions, "top_prob"),
-    "svip": lambda decisions: np.sqrt(SvipPolicy.SCALE * np.maximum(0.0, decisions.drafted("entropy"))),
-    "cumulative": lambda decisions: np.exp(_column(decisions, "block_log_prob")),
-}
 
 
 @dataclass(frozen=True)
@@ -56,14 +48,15 @@ def tune_baselines(
     `specdec++` needs a model, which is fitted on the same decisions and written to `acceptance_file`; without a file it
     is left out.
     """
-    candidates = {"static": _statics(decisions)}
-    candidates |= {name: _adaptives(decisions, name) for name in INITIAL_THRESHOLDS}
-    candidates |= {name: _thresholds(decisions, name) for name in _SIGNALS}
 
     def paid_by(name: str) -> list[Price]:
         return [price_for(needs_of(name), price) for price in costs]
 
-    best = {name: _best(settings, paid_by(name)) for name, settings in candidates.items()}
+    best = {
+        name: _best(_settings(decisions, name, rule.settings(decisions.max_lookahead)), paid_by(name))
+        for name, rule in RULES.items()
+        if rule.settings
+    }
     best["logistic"] = tune_logistic(decisions, paid_by("logistic"))
     if acceptance_file:
         best["specdec++"] = tune_specdec(decisions, costs, acceptance_file)
@@ -72,7 +65,7 @@ def tune_baselines(
 
 def tune_static(decisions: Decisions, costs: Sequence[Price]) -> list[Tuned]:
     """The best fixed lookahead at each price; 0, plain decoding, is one of them."""
-    return _best(_statics(decisions), costs)
+    return _best(_settings(decisions, "static", map(str, range(decisions.max_lookahead + 1))), costs)
 
 
 def tune_specdec(
@@ -115,24 +108,38 @@ def _best(candidates: Iterator[tuple[str, ReplayResult]], costs: Sequence[Price]
     return [Tuned(spec, of_spec[i]) for i, (spec, of_spec) in enumerate(tops)]
 
 
-def _statics(decisions: Decisions) -> Iterator[tuple[str, ReplayResult]]:
-    for lookahead in range(decisions.max_lookahead + 1):
-        yield f"static:{lookahead}", replay_static(decisions, lookahead)
+def _settings(decisions: Decisions, name: str, settings: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
+    """Each setting of a rule, replayed by the quickest way that is exact."""
+    first, signal = decisions.position == 0, None
+    for arguments in settings:
+        spec = f"{name}:{arguments}"
+        policy = make_policy(spec)
+        if isinstance(policy, SignalPolicy):
+            signal = policy.signal(_Drafted.of(decisions)) if signal is None else signal
+            yield spec, replay_answers(decisions, policy.passes(signal) | first, policy.max_lookahead)
+        elif isinstance(policy, StaticPolicy):
+            yield spec, replay_static(decisions, policy.max_lookahead)
+        else:
+            yield spec, replay_policy(decisions, policy)
 
 
-def _thresholds(decisions: Decisions, name: str) -> Iterator[tuple[str, ReplayResult]]:
-    signal, first = _SIGNALS[name](decisions), decisions.position == 0
-    for prob in PROBS:
-        threshold = round(1.0 - prob, 2) if name == "svip" else prob
-        passed = signal <= threshold if name == "svip" else signal >= threshold
-        for cap in CAPS:
-            yield f"{name}:{threshold:g},{cap}", replay_answers(decisions, passed | first, cap)
+@dataclass(frozen=True)
+class _Drafted:
+    """What signals read of the token drafted last, for all decisions: each [N]."""
 
+    token_log_prob: np.ndarray
+    log_probs: tuple[np.ndarray, ...]
+    entropy: np.ndarray
+    block_log_prob: np.ndarray
 
-def _adaptives(decisions: Decisions, name: str) -> Iterator[tuple[str, ReplayResult]]:
-    for threshold in INITIAL_THRESHOLDS[name]:
-        spec = f"{name}:{threshold:g}"
-        yield spec, replay_policy(decisions, make_policy(spec))
+    @classmethod
+    def of(cls, decisions: Decisions) -> "_Drafted":
+        return cls(
+            _column(decisions, "token_log_prob"),
+            tuple(decisions.drafted(f"log_prob_{rank}") for rank in range(1, TOP + 1)),
+            decisions.drafted("entropy"),
+            _column(decisions, "block_log_prob"),
+        )
 
 
 def _acceptances(decisions: Decisions, file: Path, names: Sequence[str]) -> Iterator[tuple[str, ReplayResult]]:

@@ -178,7 +178,7 @@ def with_interval(interval: Interval, form: str) -> str:
 
 
 def as_gain(ratio: Interval) -> str:
-    """`+7.1 % [+5.0, +9.3]`; a contender against itself is left empty."""
+    """`+7.1 % [+5.0, +9.3]`; a policy against itself is left empty."""
     if ratio.lower == ratio.upper == 1.0:
         return ""
     low, middle, high = (100 * (value - 1) for value in (ratio.lower, ratio.estimate, ratio.upper))

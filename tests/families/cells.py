@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dsl_train import attach
+from dsl_train.base.policy import Policy
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.hindsight import HindsightCollector
@@ -29,7 +30,7 @@ from families.zoo import Family, make_pair
 NEW_TOKENS = 30
 
 
-class Hostile:
+class Hostile(Policy):
     """Stops by the value of the drafted token and by chance; asks for features so that they are computed."""
 
     name, needs, max_lookahead = "hostile", "features", 7
