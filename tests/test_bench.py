@@ -107,6 +107,21 @@ def test_groups_hold_the_first_prompts_of_each_and_add_up_to_the_whole(options, 
     assert (tmp_path / "bench" / "groups.png").stat().st_size > 5000
 
 
+def test_the_static_lookahead_to_compare_with_is_chosen_on_other_prompts(options, grouped, capsys, tmp_path):
+    config = {**options, "prompts": grouped, "num_prompts": 2, "repeats": 1, "output": tmp_path / "bench"}
+    config["tune_prompts"] = options["prompts"]
+    assert main(arguments(config, "--policies", "static:1", "static:3")) == 0
+    result = json.loads((tmp_path / "bench" / "result.json").read_text())
+    bases = {name for policy in result["policies"] for name in policy["relative_to"]}
+    assert bases == {"autoregressive", result["best_static"], result["best_static_here"]}
+    assert f"vs {result['best_static']}" in capsys.readouterr().out
+
+
+def test_prompts_to_tune_on_must_be_others(options, capsys):
+    assert main(arguments({**options, "tune_prompts": options["prompts"]}, "--policies", "static:1")) == 1
+    assert "a lookahead chosen on the prompts it is judged by looks better than it is" in capsys.readouterr().err
+
+
 def test_a_column_to_group_by_that_is_not_there_is_named(options, capsys):
     assert main(arguments({**options, "by": "kind"}, "--policies", "static:1")) == 1
     assert "no column 'kind' to group by; the columns are prompt" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from dsl_train.evidence import lookahead, quality
 from dsl_train.evidence.contest import LEARNED, STATIC, contests
 from dsl_train.evidence.evidence import gather
 from dsl_train.evidence.inputs import from_folders
-from dsl_train.evidence.material import ASSUMED_C, Material
+from dsl_train.evidence.report_data import ASSUMED_C, ReportData
 from dsl_train.evidence.sample import sample
 from dsl_train.evidence.thresholds import threshold_curve
 from dsl_train.replay import rounds as replay
@@ -50,8 +50,8 @@ class Letters:
         return "".join("<script>" if i >= 100 else chr(87 + i) for i in ids)
 
 
-def all_knowing(walked: decisions.Decisions, **other) -> Material:
-    return Material(walked, None, KnowsAll(walked.survival), **other)  # type: ignore[arg-type]
+def all_knowing(walked: decisions.Decisions, **other) -> ReportData:
+    return ReportData(walked, None, KnowsAll(walked.survival), **other)  # type: ignore[arg-type]
 
 
 def written(*texts: str, tail: int = 3) -> decisions.Decisions:
@@ -156,8 +156,8 @@ def test_only_who_asks_a_network_pays_for_it(synthetic):
 def test_rules_are_judged_at_settings_that_were_tuned_elsewhere(synthetic):
     keep = np.arange(synthetic.num_sequences) < 3
     held_out, other = synthetic.select(keep), synthetic.select(~keep)
-    material = Material(held_out, other, KnowsAll(held_out.survival))  # type: ignore[arg-type]
-    chosen = contests(material, [0.4])[1][STATIC].spec
+    data = ReportData(held_out, other, KnowsAll(held_out.survival))  # type: ignore[arg-type]
+    chosen = contests(data, [0.4])[1][STATIC].spec
     rates = {k: replay.replay_static(other, k).rate(0.4) for k in range(9)}
     assert chosen == f"static:{max(rates, key=rates.__getitem__)}"
 
@@ -175,9 +175,9 @@ def test_the_threshold_curve_marks_the_chosen_one_and_what_it_misses(synthetic):
 
 def test_every_token_of_the_sample_has_its_fate_and_the_survival_it_was_drafted_at():
     walked = written("aaaraa")
-    material = Material(walked, None, KnowsAll(np.ones(len(walked), dtype=bool)))  # type: ignore[arg-type]
+    data = ReportData(walked, None, KnowsAll(np.ones(len(walked), dtype=bool)))  # type: ignore[arg-type]
     rounds = replay.replay_static(walked, 3)
-    text = sample(material, rounds, 0, Letters())  # type: ignore[arg-type]
+    text = sample(data, rounds, 0, Letters())  # type: ignore[arg-type]
     assert text.prompt.endswith("a")
     first, last = text.rounds
     assert [(token.text, token.fate) for token in first.tokens] == [

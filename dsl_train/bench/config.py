@@ -47,6 +47,9 @@ class BenchConfig:
     by: str | None = None
     """Column of the prompts to group by, such as `category`: one more table and plot, a row for each of its values
     (live)."""
+    tune_prompts: str | None = None
+    """Other prompts, on which the static lookahead to compare with is chosen first, once each; --num_prompts of
+    them. Default: the best on --prompts themselves (live)."""
     max_new_tokens: int = 128
     """Length of a response, unless it ends by itself (live)."""
     draws: int = 1000

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import track
 
 from dsl_train.base.cost import CostProfile
-from dsl_train.base.records import AcceptanceStats, GenerationResult
+from dsl_train.base.records import AcceptanceStats, DslError, GenerationResult
 from dsl_train.bench import statistics
 from dsl_train.bench.config import ASSISTED, AUTOREGRESSIVE, TRANSFORMERS, BenchConfig
 from dsl_train.bench.hf import Generate, assisted_note, hf_generate
-from dsl_train.bench.setup import Setup
+from dsl_train.bench.setup import Setup, read_prompts_as_tokens
 from dsl_train.bench.statistics import Interval, Rates
 from dsl_train.loop.engine import SpeculativeEngine, autoregressive
 from dsl_train.pair.prompt import PairPrompt, begin, runner_of
@@ -77,7 +77,7 @@ class Mismatch:
 class LiveResult:
     policies: tuple[PolicyResult, ...]
     best_static: str | None
-    """The static lookahead with the most tokens per second on these very prompts: the hardest one to beat."""
+    """The static lookahead with the most tokens per second: on `tune_prompts`, or else as `best_static_here`."""
     mismatches: tuple[Mismatch, ...]
     cost: CostProfile | None
     """What the costs that `learned` follows were in the end; None where its threshold was given."""
@@ -88,6 +88,8 @@ class LiveResult:
     greedy: bool
     groups: tuple[GroupResult, ...] = ()
     """With --by: the same by group."""
+    best_static_here: str | None = None
+    """The static lookahead with the most tokens per second on these very prompts: the hardest one to beat."""
 
     def __getitem__(self, name: str) -> PolicyResult:
         return next(policy for policy in self.policies if policy.name == name)
@@ -110,8 +112,9 @@ def run_live(config: BenchConfig) -> LiveResult:
     setup = Setup.of(config)
     names = list(dict.fromkeys([AUTOREGRESSIVE, *config.policies]))
     contenders = {name: contender(name, setup) for name in names}
+    tuned = _tune_static(config, setup, names) if config.tune_prompts else None
     results = time_all(contenders, [ids for _, ids in setup.prompts], config.repeats, config.seed)
-    whole = _summarise("all", results, config.seed)
+    whole = _summarise("all", results, config.seed, tuned)
     members = {group: [of == group for of in setup.groups] for group in dict.fromkeys(setup.groups)}
     by_group = {
         group: {name: list(compress(results[name], of_group)) for name in names} for group, of_group in members.items()
@@ -119,7 +122,8 @@ def run_live(config: BenchConfig) -> LiveResult:
     greedy, rule = config.sampling.greedy, setup.rule_now
     return LiveResult(
         policies=whole.policies,
-        best_static=whole.best_static,
+        best_static=tuned or whole.best_static,
+        best_static_here=whole.best_static,
         mismatches=tuple(compare(results, [prompt_id for prompt_id, _ in setup.prompts])) if greedy else (),
         cost=setup.costs.profile if setup.costs else None,
         threshold=rule.another if rule else None,
@@ -127,9 +131,27 @@ def run_live(config: BenchConfig) -> LiveResult:
         dtype=setup.pair.target_identity.dtype,
         greedy=greedy,
         groups=tuple(
-            _summarise(group, of_group, config.seed, whole.best_static) for group, of_group in by_group.items()
+            _summarise(group, of_group, config.seed, tuned or whole.best_static) for group, of_group in by_group.items()
         ),
     )
+
+
+def _tune_static(config: BenchConfig, setup: Setup, names: Sequence[str]) -> str | None:
+    """The fastest of the static lookaheads on other prompts. Raises DslError for a prompt that is also timed."""
+    tuning = replace(config, prompts=config.tune_prompts or "", by=None)
+    prompts = read_prompts_as_tokens(tuning, setup.pair)
+    shared = {prompt_id for prompt_id, _ in prompts} & {prompt_id for prompt_id, _ in setup.prompts}
+    if shared:
+        raise DslError(
+            f"{len(shared)} prompts are in --prompts {config.prompts} and in --tune_prompts {config.tune_prompts} "
+            f"({min(shared)} first); a lookahead chosen on the prompts it is judged by looks better than it is: name "
+            "a file of other prompts, or leave --tune_prompts out"
+        )
+    tried = {name: contender(name, setup) for name in names if name.startswith("static:")}
+    if not tried:
+        return None
+    runs = time_all(tried, [prompt for _, prompt in prompts], 1, config.seed)
+    return statistics.fastest({name: pool(of_name) for name, of_name in runs.items()})
 
 
 def _summarise(group: str, results: Results, seed: int, best_static: str | None = None) -> GroupResult:

@@ -3,7 +3,7 @@
 Tuned on one set of texts, priced on another, at the costs of this pair on this machine; an engine's own overhead is its
 own. How the engines stop:
 
-    transformers   behind the first token under `assistant_confidence_threshold`, or after `num_assistant_tokens`
+    transformers   after the first token under `assistant_confidence_threshold`, or after `num_assistant_tokens`
     vLLM           after `num_speculative_tokens`
     llama.cpp      before the first token whose draft probability is under `--spec-draft-p-min`, or after
                    `--spec-draft-n-max`; the token dropped was computed all the same. llama.cpp drafts the likeliest

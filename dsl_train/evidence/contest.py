@@ -18,7 +18,7 @@ from dsl_train.bench.ceiling import replay_ceiling
 from dsl_train.bench.replay import BOUNDS, by_prompt, price_of
 from dsl_train.bench.statistics import Interval
 from dsl_train.bench.tuned import replay_spec
-from dsl_train.evidence.material import Material
+from dsl_train.evidence.report_data import ReportData
 from dsl_train.replay.rounds import ReplayResult, replay_survival
 from dsl_train.replay.tuning import AS_PUBLISHED, Tuned, tune_baselines
 
@@ -82,37 +82,37 @@ class _Entry:
     result: ReplayResult
 
 
-def contests(material: Material, costs: Sequence[float], seed: int = 0) -> tuple[Contest, ...]:
-    """The first at the price that `material` holds, then one at each other price, which all pay alike."""
-    prices: list[Price] = [material.price, *(c for c in costs if c != material.price)]
-    counts = statistics.draws(len(set(material.held_out.prompt_ids)), seed=seed)
+def contests(data: ReportData, costs: Sequence[float], seed: int = 0) -> tuple[Contest, ...]:
+    """The first at the price that `data` holds, then one at each other price, which all pay alike."""
+    prices: list[Price] = [data.price, *(c for c in costs if c != data.price)]
+    counts = statistics.draws(len(set(data.held_out.prompt_ids)), seed=seed)
     with TemporaryDirectory() as folder:
         model = Path(folder) / "acceptance"
-        tuned = tune_baselines(material.tuned_on, prices, model)
-        replayed = cache(partial(replay_spec, material.held_out))
+        tuned = tune_baselines(data.tuned_on, prices, model)
+        replayed = cache(partial(replay_spec, data.held_out))
         entries = []
         for price, settings in zip(prices, tuned, strict=True):
-            learned = _Entry(LEARNED, LEARNED, "learned", price, replay_learned(material, price))
+            learned = _Entry(LEARNED, LEARNED, "learned", price, replay_learned(data, price))
             rules = [
                 _Entry(name, spec.replace(f"{model},", ""), setting, price, replayed(spec))
                 for name, spec, setting in _rules(settings)
             ]
-            entries.append([learned, *rules, *_bounds(material, price)])
+            entries.append([learned, *rules, *_bounds(data, price)])
     return tuple(
         Contest(c_of(price), _compare(at_price, counts)) for price, at_price in zip(prices, entries, strict=True)
     )
 
 
-def replay_learned(material: Material, price: Price) -> ReplayResult:
-    rule = material.stop_rule(price)
-    return replay_survival(material.held_out, material.survival, rule)
+def replay_learned(data: ReportData, price: Price) -> ReplayResult:
+    rule = data.stop_rule(price)
+    return replay_survival(data.held_out, data.survival, rule)
 
 
-def _bounds(material: Material, price: Price) -> Iterator[_Entry]:
+def _bounds(data: ReportData, price: Price) -> Iterator[_Entry]:
     for name, replay_bound in BOUNDS.items():
-        yield _Entry(name, name, "bound", price, replay_bound(material.held_out))
-    if material.is_sampled:
-        yield _Entry(CEILING, CEILING, "bound", price, replay_ceiling(material.held_out, CEILING, price))
+        yield _Entry(name, name, "bound", price, replay_bound(data.held_out))
+    if data.is_sampled:
+        yield _Entry(CEILING, CEILING, "bound", price, replay_ceiling(data.held_out, CEILING, price))
 
 
 def _rules(tuned: Mapping[str, Tuned]) -> Iterator[tuple[str, str, Setting]]:

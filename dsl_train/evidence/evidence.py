@@ -18,8 +18,8 @@ from dsl_train.evidence.lookahead import (
     distribution,
     typical_text,
 )
-from dsl_train.evidence.material import Material
 from dsl_train.evidence.quality import Reliability, Signal, reliability, signals
+from dsl_train.evidence.report_data import ReportData
 from dsl_train.evidence.sample import TextSample, sample
 from dsl_train.evidence.thresholds import ThresholdCurve, threshold_curve
 from dsl_train.pair.loading import load_tokenizer
@@ -72,42 +72,42 @@ class Evidence:
         return {**asdict(self), "cost": self.cost.to_dict() if self.cost else None, "derived": derived}
 
 
-def gather(material: Material, costs: Sequence[float], seed: int = 0) -> Evidence:
-    """Everything at the price that `material` holds; the contest at each of `costs` too."""
-    held_out, survival = material.held_out, material.survival
-    held = contests(material, costs, seed)
-    learned = replay_learned(material, material.price)
+def gather(data: ReportData, costs: Sequence[float], seed: int = 0) -> Evidence:
+    """Everything at the price that `data` holds; the contest at each of `costs` too."""
+    held_out, survival = data.held_out, data.survival
+    held = contests(data, costs, seed)
+    learned = replay_learned(data, data.price)
     constant = int(held[0][STATIC].spec.partition(":")[2])
-    text = typical_text(learned, replay.replay_static(held_out, constant), material.price)
-    tokenizer, note = _tokenizer(material)
+    text = typical_text(learned, replay.replay_static(held_out, constant), data.price)
+    tokenizer, note = _tokenizer(data)
     always = replay.replay_static(held_out, held_out.max_lookahead)
     return Evidence(
-        source=_source(material),
+        source=_source(data),
         contests=held,
-        thresholds=threshold_curve(material, seed),
+        thresholds=threshold_curve(data, seed),
         along=along(held_out, learned, text, constant),
         distribution=distribution(held_out, learned, constant),
         acceptance=(acceptance("learned", learned), acceptance(f"static:{held_out.max_lookahead}", always)),
         reliability=reliability(survival, held_out),
         signals=signals(survival, held_out),
-        sample=sample(material, learned, text, tokenizer, note),
-        cost=material.cost,
+        sample=sample(data, learned, text, tokenizer, note),
+        cost=data.cost,
     )
 
 
-def _source(material: Material) -> Source:
-    held_out, pair = material.held_out, material.held_out.traces.pair
+def _source(data: ReportData) -> Source:
+    held_out, pair = data.held_out, data.held_out.traces.pair
     return Source(
         target=pair["target"]["id"],
         draft=pair["draft"]["id"],
-        predictor=str(material.predictor.folder),
+        predictor=str(data.predictor.folder),
         num_prompts=len(set(held_out.prompt_ids)),
         num_texts=held_out.num_sequences,
         num_tokens=int(held_out.bounds[-1]),
         num_decisions=len(held_out),
         temperatures=tuple(sorted({round(float(sequence.temperature), 6) for sequence in held_out.sequences})),
-        num_tuning_prompts=len(set(material.tuning.prompt_ids)) if material.tuning else None,
-        price=_price(material.cost),
+        num_tuning_prompts=len(set(data.tuning.prompt_ids)) if data.tuning else None,
+        price=_price(data.cost),
     )
 
 
@@ -117,10 +117,10 @@ def _price(cost: CostProfile | None) -> Literal["measured", "measured without th
     return "measured" if cost.predictor else "measured without the predictor"
 
 
-def _tokenizer(material: Material) -> tuple[PreTrainedTokenizerBase | None, str]:
+def _tokenizer(data: ReportData) -> tuple[PreTrainedTokenizerBase | None, str]:
     """The target's, or why there is none: a report does not fail because the models have moved."""
     try:
-        pair = material.held_out.traces.pair
+        pair = data.held_out.traces.pair
         return load_tokenizer(pair.get("tokenizer") or pair["target"]["id"]), ""
     except DslError as error:
         return None, f"Token ids instead of texts: {error}"

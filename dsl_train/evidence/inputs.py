@@ -1,4 +1,4 @@
-"""Where a report's material comes from: trace folders named on the command line, or the traces of a training."""
+"""Where a report's data come from: trace folders named on the command line, or the traces of a training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from dsl_train.api.serving import find_predictor, load_predictor
 from dsl_train.base.cost import CostProfile
 from dsl_train.bench.tuned import check_apart
-from dsl_train.evidence.material import Material
+from dsl_train.evidence.report_data import ReportData
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.traces import decisions
 from dsl_train.traces.decisions import Decisions
@@ -26,7 +26,7 @@ def from_folders(
     predictor: str | None = None,
     draft: str | None = None,
     threshold: float | None = None,
-) -> Material:
+) -> ReportData:
     """The predictor defaults to the one of `draft`, which defaults to the traces' own.
 
     Raises DslError for what cannot be read, for another pair's predictor, and for prompts on both sides.
@@ -37,10 +37,10 @@ def from_folders(
     tuned_on = _build(open_traces([Path(folder) for folder in tuning]), found) if tuning else None
     if tuned_on:
         check_apart(tuned_on, walked)
-    return Material(walked, tuned_on, found, _collected_cost(traces), threshold)
+    return ReportData(walked, tuned_on, found, _collected_cost(traces), threshold)
 
 
-def from_training(config: TrainConfig) -> Material:
+def from_training(config: TrainConfig) -> ReportData:
     """The finished predictor on the prompts that its training held out; rules are tuned on some it trained on."""
     traces, predictor = open_traces(config.traces), load_predictor(config.output)
     walked = _build(traces, predictor)
@@ -49,7 +49,7 @@ def from_training(config: TrainConfig) -> Material:
     train = np.flatnonzero(walked.replayable(split == SPLITS.index("train")))
     chosen = np.random.default_rng(config.seed).permutation(train)[:MAX_TUNING_TEXTS]
     tuning = walked.select(np.isin(np.arange(walked.num_sequences), chosen))
-    return Material(test, tuning, predictor, _collected_cost(traces))
+    return ReportData(test, tuning, predictor, _collected_cost(traces))
 
 
 def _build(traces: Traces, predictor: Predictor) -> Decisions:

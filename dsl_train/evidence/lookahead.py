@@ -48,7 +48,7 @@ class Acceptance:
     reached: tuple[float, ...]
     """Share of the rounds that draft so far."""
     conditional: tuple[float, ...]
-    """Accepted, of the drafts behind accepted ones only."""
+    """Accepted, of the drafts after accepted ones only."""
     cumulative: tuple[float, ...]
     """Accepted, of all drafts at this position."""
 
@@ -97,12 +97,12 @@ def acceptance(policy: str, result: ReplayResult) -> Acceptance:
         np.array([np.sum(values > k) for k in range(int(result.num_drafted.max(initial=0)))], dtype=np.float64)
         for values in (result.num_drafted, result.num_accepted)
     )
-    behind_accepted = np.array(
+    after_accepted = np.array(
         [np.sum((result.num_drafted > k) & (result.num_accepted >= k)) for k in range(len(drafted))], dtype=np.float64
     )
     return Acceptance(
         policy=policy,
         reached=tuple((drafted / max(1, result.num_rounds)).tolist()),
-        conditional=tuple((accepted / np.maximum(1, behind_accepted)).tolist()),
+        conditional=tuple((accepted / np.maximum(1, after_accepted)).tolist()),
         cumulative=tuple((accepted / drafted).tolist()),
     )

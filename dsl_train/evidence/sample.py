@@ -1,6 +1,6 @@
 """One text as the learned policy would write it: every token with its fate, and the survival it was drafted at.
 
-round        drafts accepted | drafts rejected | the target's own: correction, or bonus behind a whole block
+round        drafts accepted | drafts rejected | the target's own: correction, or bonus after a whole block
 survival of the k-th draft: the estimate that asked for it, at position k - 1
 """
 
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dsl_train.evidence.material import Material
+from dsl_train.evidence.report_data import ReportData
 from dsl_train.replay.rounds import ReplayResult, start_numbers
 
 Fate = Literal["accepted", "rejected", "corrected", "bonus"]
@@ -49,7 +49,7 @@ class TextSample:
 
 
 class Reader:
-    """Token ids to text, one at a time, as they read behind the token before."""
+    """Token ids to text, one at a time, as they read after the token before."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.tokenizer = tokenizer
@@ -67,18 +67,18 @@ class Reader:
 
 
 def sample(
-    material: Material, learned: ReplayResult, text: int, tokenizer: PreTrainedTokenizerBase | None, note: str = ""
+    data: ReportData, learned: ReplayResult, text: int, tokenizer: PreTrainedTokenizerBase | None, note: str = ""
 ) -> TextSample:
     """The rounds of text number `text` in `learned`, a replay of the held-out decisions."""
-    sequence = material.held_out.sequences[text]
+    sequence = data.held_out.sequences[text]
     prompt, response = sequence.prompt_token_ids.tolist(), sequence.response_token_ids.tolist()
     reader = Reader(tokenizer)
-    rounds = _Rounds(material, learned, [*prompt, *response], reader)
+    rounds = _Rounds(data, learned, [*prompt, *response], reader)
     return TextSample(
         prompt_id=sequence.prompt_id,
         prompt=reader.texts([*prompt[-PROMPT_TAIL:], *response[:1]]),
         rounds=tuple(map(rounds.round, np.flatnonzero(learned.sequence == text).tolist())),
-        threshold=material.stop_rule(material.price).another,
+        threshold=data.stop_rule(data.price).another,
         note=note,
     )
 
@@ -86,9 +86,9 @@ def sample(
 class _Rounds:
     """Letters: T tokens of prompt and response."""
 
-    def __init__(self, material: Material, learned: ReplayResult, tokens: list[int], reader: Reader) -> None:
-        self.decisions, self.survival, self.learned = material.held_out, material.survival, learned
-        self.starts = start_numbers(material.held_out, learned)
+    def __init__(self, data: ReportData, learned: ReplayResult, tokens: list[int], reader: Reader) -> None:
+        self.decisions, self.survival, self.learned = data.held_out, data.survival, learned
+        self.starts = start_numbers(data.held_out, learned)
         self.tokens, self.reader = tokens, reader  # [T]
 
     def round(self, number: int) -> SampleRound:

@@ -6,7 +6,7 @@ from dsl_train.base.cost import StopRule
 from dsl_train.bench import statistics
 from dsl_train.bench.replay import by_prompt
 from dsl_train.bench.statistics import Interval
-from dsl_train.evidence.material import Material
+from dsl_train.evidence.report_data import ReportData
 from dsl_train.replay import rounds as replay
 
 GRID = tuple(round(0.02 * step, 2) for step in range(50))
@@ -36,14 +36,14 @@ class ThresholdCurve:
         return max(0.0, 1.0 - self.chosen_speedup.estimate / best)
 
 
-def threshold_curve(material: Material, seed: int = 0) -> ThresholdCurve:
-    counts = statistics.draws(len(set(material.held_out.prompt_ids)), seed=seed)
+def threshold_curve(data: ReportData, seed: int = 0) -> ThresholdCurve:
+    counts = statistics.draws(len(set(data.held_out.prompt_ids)), seed=seed)
 
     def speedup(threshold: float | StopRule) -> Interval:
-        result = replay.replay_survival(material.held_out, material.survival, threshold)
-        return statistics.rate(by_prompt(result, material.price), counts)
+        result = replay.replay_survival(data.held_out, data.survival, threshold)
+        return statistics.rate(by_prompt(result, data.price), counts)
 
-    rule = material.stop_rule(material.price)
+    rule = data.stop_rule(data.price)
     return ThresholdCurve(
         threshold=GRID,
         speedup=tuple(map(speedup, GRID)),

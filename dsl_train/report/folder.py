@@ -1,4 +1,4 @@
-"""The folder a benchmark leaves behind: what was asked (`config.json`, first), `result.json`, plots."""
+"""The folder that a benchmark writes: what was asked (`config.json`, first), `result.json`, plots."""
 
 import json
 from pathlib import Path

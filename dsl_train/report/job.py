@@ -24,12 +24,12 @@ def open_report(config: BenchConfig) -> Callable[[Any], Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DslError(f"report folder {folder} cannot be made ({error}); choose another with --report") from error
-    material = from_folders(config.traces, config.tune_on, config.predictor, config.draft, config.threshold)
+    data = from_folders(config.traces, config.tune_on, config.predictor, config.draft, config.threshold)
 
     def write(result: Any) -> Path:
         live = result if isinstance(result, LiveResult) else None
         cost = live.cost if live else result if isinstance(result, CostProfile) else None
-        cost = cost or next(iter(measured_price(config)), material.cost)
-        return build_report(folder, replace(material, cost=cost), config.c, config.seed, live)
+        cost = cost or next(iter(measured_price(config)), data.cost)
+        return build_report(folder, replace(data, cost=cost), config.c, config.seed, live)
 
     return write

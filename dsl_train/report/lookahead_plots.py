@@ -51,7 +51,7 @@ def distribution_figure(evidence: Evidence) -> Figure:
 
 @matplotlib.rc_context(RC)
 def acceptance_figure(evidence: Evidence) -> Figure:
-    """Acceptance by position: behind accepted drafts, of all drafts, and how many rounds draft so far."""
+    """Acceptance by position: after accepted drafts, of all drafts, and how many rounds draft so far."""
     figure = new_figure(3.0)
     panels: Sequence[Axes] = figure.subplots(1, 3, sharey=True)
     for policy in evidence.acceptance:

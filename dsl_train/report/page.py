@@ -14,7 +14,7 @@ from dsl_train.base import files
 from dsl_train.bench.live import LiveResult
 from dsl_train.bench.recommend import Recommendation, recommend
 from dsl_train.evidence.evidence import Evidence, gather
-from dsl_train.evidence.material import Material
+from dsl_train.evidence.report_data import ReportData
 from dsl_train.report import plots, sections, style
 from dsl_train.report.tables import as_gain, with_interval
 
@@ -22,11 +22,11 @@ PAGE, NUMBERS = "index.html", "report.json"
 
 
 def build_report(
-    folder: Path, material: Material, costs: Sequence[float], seed: int = 0, live: LiveResult | None = None
+    folder: Path, data: ReportData, costs: Sequence[float], seed: int = 0, live: LiveResult | None = None
 ) -> Path:
     """Compute and write everything; returns the page. `costs` are further prices of a draft token [target steps]."""
-    evidence = gather(material, costs, seed)
-    advice = recommend(material.tuned_on, material.held_out, material.price, material.predictor)
+    evidence = gather(data, costs, seed)
+    advice = recommend(data.tuned_on, data.held_out, data.price, data.predictor)
     return write_report(folder, evidence, advice, live)
 
 

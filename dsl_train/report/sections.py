@@ -94,7 +94,7 @@ def plates(evidence: Evidence) -> Iterator[Plate]:
         "threshold",
         "Is the threshold the right one?",
         speed_plots.threshold_figure,
-        "The curve is the speed at every threshold if the predictor is asked behind every draft; the diamond is what "
+        "The curve is the speed at every threshold if the predictor is asked after every draft; the diamond is what "
         "the stop rule chose by itself, "
         f"{100 * evidence.thresholds.loss:.1f} % slower than the best on these prompts ({evidence.thresholds.best:g}).",
     )
@@ -154,5 +154,5 @@ def _quality_plates(evidence: Evidence) -> Iterator[Plate]:
         "What tells a good draft from a bad one",
         quality_plots.roc_figure,
         "The further a curve bends to the upper left, the better the signal tells drafts that survive from others; "
-        "decisions behind the first draft, where every signal is known.",
+        "decisions after the first draft, where every signal is known.",
     )

@@ -38,8 +38,7 @@ def live_table(result: LiveResult) -> Table:
     sampling = "greedy" if result.greedy else "sampling"
     table = _table(f"{result.num_prompts} prompts, {sampling}, {result.dtype}; 95 % intervals by prompt")
     headers = ["tokens/s", "x autoregressive"]
-    if result.best_static:
-        headers.append(f"vs {result.best_static}")
+    headers += [f"vs {name}" for name in _best_statics(result)]
     for header in [*headers, "tokens/round", "accepted"]:
         table.add_column(header, justify="right")
     for policy in result.policies:
@@ -55,7 +54,7 @@ def group_table(result: LiveResult) -> Table:
     headers += [f"vs {result.best_static}", "vs best static there"] if result.best_static else []
     for header in [*headers, "tokens/round", "accepted"]:
         table.add_column(header, justify="right")
-    whole = GroupResult("all", result.num_prompts, result.policies, result.best_static)
+    whole = GroupResult("all", result.num_prompts, result.policies, result.best_static_here)
     for group in (*result.groups, whole):
         policy = group[shown]
         cells = [group.name, str(group.num_prompts), f"{group[AUTOREGRESSIVE].tokens_per_second.estimate:.1f}"]
@@ -69,11 +68,15 @@ def group_table(result: LiveResult) -> Table:
     return table
 
 
+def _best_statics(result: LiveResult) -> list[str]:
+    """Chosen on other prompts, if any, and on these."""
+    return [name for name in dict.fromkeys((result.best_static, result.best_static_here)) if name]
+
+
 def _live_row(policy: PolicyResult, result: LiveResult) -> list[str]:
     cells = [policy.name, with_interval(policy.tokens_per_second, ".1f")]
     cells.append(with_interval(policy.relative_to[AUTOREGRESSIVE], ".2f"))
-    if result.best_static:
-        cells.append(as_gain(policy.relative_to[result.best_static]))
+    cells += [as_gain(policy.relative_to[name]) for name in _best_statics(result)]
     if not policy.stats.num_spec_steps:
         return [*cells, "", ""]
     return [*cells, f"{policy.stats.mean_acceptance_length:.2f}", f"{policy.stats.draft_acceptance_rate:.0%}"]

@@ -14,7 +14,7 @@ ASSUMED_C = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class ReportData:
     """Letters: N decisions."""
 
     held_out: Decisions
