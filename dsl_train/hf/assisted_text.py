@@ -47,6 +47,7 @@ class AssistedText:
         committed = token_ids[self.num_padding + len(self._tokens) :]
         if committed:
             self._commit(committed)
+            self._asked.can_ask = True
             self._tell_times(began)
         elif self.policy.needs == "features":
             limit = 1  # the target has not spoken yet: there is nothing to ask the policy with
@@ -63,11 +64,11 @@ class AssistedText:
     def _begin(self, tokens: list[int]) -> None:
         self._tokens, self._drafted = tokens, ()
         self.draft_model.reset()
-        policy = _AtLeastOne(self.policy)
-        self._drafter = Drafter(self.draft_model, policy, self.sampling, self._eos_token_ids, tokens)
+        self._asked = _AtLeastOne(self.policy)
+        self._drafter = Drafter(self.draft_model, self._asked, self.sampling, self._eos_token_ids, tokens)
 
     def _guess(self) -> tuple[list[int], tuple[torch.Tensor, ...]]:
-        """Behind the draft's context: one token by chance, since transformers insists on one."""
+        """After the draft's context: one token by chance, since transformers insists on one."""
         scores = torch.zeros(1, self.draft_model.width)
         self._drafted = ()
         return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0].tolist(), (scores,)
@@ -118,14 +119,22 @@ class TargetObserver(LogitsProcessor):
 
 
 class _AtLeastOne:
-    """A policy that is not asked before the first token."""
+    """A policy whose first token is drafted even where it wants none, as transformers requires; no further one then.
+
+    Before the target has written anything a policy that reads features is not asked.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.name, self.max_lookahead = policy, policy.name, policy.max_lookahead
         self.needs: Needs = policy.needs
+        self.can_ask = policy.needs != "features"
+        self._wanted = True
 
     def wants_another(self, step: DraftStep) -> bool:
-        return step.position == 0 or self.policy.wants_another(step)
+        if step.position == 0:
+            self._wanted = not self.can_ask or self.policy.wants_another(step)
+            return True
+        return self._wanted and self.policy.wants_another(step)
 
     def observe(self, finished: Round) -> None:
         self.policy.observe(finished)

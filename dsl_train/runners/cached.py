@@ -131,7 +131,7 @@ class LibraryDecoder:
                 logits_to_keep=keep,
                 return_dict=True,
             )
-        return narrowed(self.model, output.logits[0])
+        return narrowed(self.model, output.logits[0, -keep:])  # TrOCR keeps them all
 
     def truncate(self, num_removed: int) -> None:
         self._cache.crop(-num_removed)

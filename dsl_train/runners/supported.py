@@ -27,11 +27,21 @@ def check_pair_supported(target: PreTrainedModel, draft: PreTrainedModel) -> Non
             f"{bins[1]} mel bins; choose a draft of the same release"
         )
     sizes = [model.config.get_text_config().vocab_size for model in (target, draft)]
-    if abs(sizes[0] - sizes[1]) > _PADDING:
+    if sizes[0] != sizes[1] and not differ_by_padding(*sizes):
         raise DslError(
             f"target {target.name_or_path} and draft {draft.name_or_path} have different vocabularies: {sizes[0]} and "
             f"{sizes[1]} tokens; choose a draft of the same family"
         )
+
+
+def differ_by_padding(size: int, other: int) -> bool:
+    """Whether two vocabulary sizes can be one vocabulary, padded differently."""
+    return 0 < abs(size - other) <= _PADDING
+
+
+def check_runs(model: PreTrainedModel, role: str) -> None:
+    """Raises DslError unless `model` can be the `role` of a pair of its own kind."""
+    (check_encoder_decoder if model.config.is_encoder_decoder else check_supported)(model, role)
 
 
 def check_kinds(target: PreTrainedModel, draft: PreTrainedModel) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 import transformers
-from families.zoo import _SHAPE, SPREAD
 from transformers import PreTrainedModel
 
 import dsl_train
 from dsl_train import hf
 from dsl_train.base.records import DslError
+from families.zoo import _SHAPE, SPREAD
 
+MOST_WEIGHTS = 10_000_000  # larger ones have sizes of other names
 PROMPT = torch.tensor([[5, 9, 13, 12, 7]])
 SETTINGS = _SHAPE | {
     "pad_token_id": 1,
@@ -31,6 +32,10 @@ def class_names() -> list[str]:
 
 def build(name: str) -> PreTrainedModel:
     kind: Any = getattr(transformers, name)
+    with torch.device("meta"):
+        num_weights = sum(weight.numel() for weight in kind(kind.config_class(**SETTINGS)).parameters())
+    if num_weights > MOST_WEIGHTS:
+        raise ValueError(f"{num_weights} weights")
     torch.manual_seed(0)
     model: PreTrainedModel = kind(kind.config_class(**SETTINGS)).eval()
     with torch.no_grad():
