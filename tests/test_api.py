@@ -164,10 +164,10 @@ def test_loaded_models_that_pad_one_vocabulary_differently_go_together(more, dra
             with torch.no_grad():
                 model.lm_head.weight[size:] = 0
     settings = {"tokenizer": make_tokenizer(), "policy": "static:3", "max_new_tokens": 20, "temperature": temperature}
-    result = generate(target, draft, [5, 9, 13], **settings).result
-    assert result.stats.summary()["num_accepted_tokens"] > 0
+    result = generate(target, draft, [50, 27, 63, 6, 17], **settings).result
+    assert any(one.num_accepted for one in result.rounds)
     if not temperature:
-        assert result.token_ids == autoregressive(CachedModel(target), [5, 9, 13], 20).token_ids
+        assert result.token_ids == autoregressive(CachedModel(target), [50, 27, 63, 6, 17], 20).token_ids
 
 
 def test_models_come_back_in_the_mode_they_were_in():

@@ -132,7 +132,8 @@ class _AtLeastOne:
 
     def wants_another(self, step: DraftStep) -> bool:
         if step.position == 0:
-            self._wanted = not self.can_ask or self.policy.wants_another(step)
+            can_ask = self.can_ask and self.policy.max_lookahead > 0  # 0: it rests, and is asked nothing
+            self._wanted = can_ask and self.policy.wants_another(step)
             return True
         return self._wanted and self.policy.wants_another(step)
 

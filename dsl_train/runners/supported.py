@@ -94,6 +94,8 @@ def _state(model: PreTrainedModel) -> str:
     advice = "choose a model whose layers all attend to a cache, or generate with the target alone"
     if model._is_stateful:  # said by the modelling code itself
         return f"its layers fold the text into a state that cannot go back before a rejected token; {advice}"
+    if getattr(model.config, "prompt_length", 0):  # CPM-Ant
+        return f"it feeds {model.config.prompt_length} tokens of its own before the text at every call; {advice}"
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
     if not (takes_cache and model._supports_default_dynamic_cache()):  # type: ignore[operator]  # annotated as Tensor
         return f"it keeps its past in a form of its own that cannot be rolled back; {advice}"
