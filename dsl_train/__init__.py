@@ -8,13 +8,14 @@ from dsl_train.base.files import __version__
 if TYPE_CHECKING:
     from dsl_train import hf
     from dsl_train.api.serving import load_predictor
-    from dsl_train.api.speculator import generate
+    from dsl_train.api.speculator import Speculator, generate
     from dsl_train.hf.attach import attach
     from dsl_train.pair.hub import push_predictor
 
-__all__ = ["__version__", "attach", "generate", "hf", "load_predictor", "push_predictor"]
+__all__ = ["Speculator", "__version__", "attach", "generate", "hf", "load_predictor", "push_predictor"]
 
 _HOMES = {
+    "Speculator": "dsl_train.api.speculator",
     "attach": "dsl_train.hf.attach",
     "generate": "dsl_train.api.speculator",
     "load_predictor": "dsl_train.api.serving",

@@ -1,13 +1,18 @@
 """Generation from Python and from the shell: the README's ways in."""
 
+import copy
 import io
 import json
+import pickle
 import shutil
 
+import numpy as np
 import pytest
-from conftest import make_tokenizer
+import torch
+from conftest import make_model, make_tokenizer
 from tiny_predictor import write_predictor
 
+import dsl_train
 from dsl_train import generate, load_predictor
 from dsl_train.api.serving import costs_in_use
 from dsl_train.api.speculator import Speculator
@@ -16,6 +21,7 @@ from dsl_train.base.cost import CostProfile
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.cli.generate import main
+from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.loop.engine import autoregressive
 from dsl_train.pair.loading import load_pair
 from dsl_train.policies.learned import LearnedPolicy
@@ -173,3 +179,46 @@ def test_sampling_from_the_shell_is_repeatable(shipped, capsys):
         assert main(command(shipped, "--prompt", PROMPT, *options)) == 0
         texts.append(json.loads(capsys.readouterr().out.splitlines()[-1])["generations"][0]["text"])
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(("more", "draft_more"), [(0, 16), (16, 0)])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_loaded_models_that_pad_one_vocabulary_differently_go_together(more, draft_more, temperature):
+    target, draft = make_model(seed=0), make_model(seed=0)
+    size = target.config.vocab_size
+    for model, rows in ((target, more), (draft, draft_more)):
+        if rows:
+            model.resize_token_embeddings(size + rows, mean_resizing=False)
+            with torch.no_grad():
+                model.lm_head.weight[size:] = 0
+    settings = {"tokenizer": make_tokenizer(), "policy": "static:3", "max_new_tokens": 20, "temperature": temperature}
+    result = generate(target, draft, [50, 27, 63, 6, 17], **settings).result
+    assert any(one.num_accepted for one in result.rounds)
+    if not temperature:
+        assert result.token_ids == autoregressive(CachedModel(target), [50, 27, 63, 6, 17], 20).token_ids
+
+
+def test_models_come_back_in_the_mode_they_were_in():
+    target, draft = make_model(seed=0), make_model(seed=1)
+    target.train()
+    target.model.layers[0].eval()
+    before = [module.training for module in target.modules()]
+    generate(target, draft, [5, 9, 13], tokenizer=make_tokenizer(), policy="static:2", max_new_tokens=5)
+    assert [module.training for module in target.modules()] == before
+    assert not any(module.training for module in draft.modules())
+
+
+def test_a_negative_temperature_is_one_sentence_before_anything_is_loaded():
+    with pytest.raises(ValueError, match=r"temperature must be 0 .* not -1"):
+        generate("nowhere", "nowhere", "a", temperature=-1)
+
+
+def test_the_class_is_found_at_the_root():
+    assert dsl_train.Speculator is Speculator
+
+
+def test_a_predictor_is_pickled_and_copied(shipped):
+    predictor = load_predictor(shipped["draft"])
+    vector = np.zeros(len(FEATURE_NAMES), np.float32)
+    for other in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor)):
+        assert other.survival(vector) == predictor.survival(vector)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from conftest import make_model
+from safetensors.torch import load_model, save_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -152,3 +154,15 @@ def test_matrices_laid_side_by_side_stay_the_models_own_trainable_and_savable(tm
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(weight, loaded[name]) for name, weight in untouched.state_dict().items())
+
+
+def test_a_model_that_has_been_run_is_written_by_safetensors(tmp_path):
+    model = make_model(seed=0)
+    expected = CachedModel(model).logits([5, 9, 13], keep=3)
+    save_model(model, str(tmp_path / "model.safetensors"))
+    other = make_model(seed=1)
+    CachedModel(other).logits([5], keep=1)
+    load_model(other, str(tmp_path / "model.safetensors"))  # in place, where a decoder reads
+    assert torch.equal(CachedModel(other).logits([5, 9, 13], keep=3), expected)
+    layer = model.model.layers[0].self_attn
+    assert layer.k_proj.weight.data_ptr() == layer.q_proj.weight.data_ptr() + layer.q_proj.weight.nbytes

@@ -1,10 +1,13 @@
 """`target.generate(..., assistant_model=dsl_train.attach(draft))` against `target.generate(...)`."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, perturb, seen
+from families.zoo import REFUSED
 from tiny_predictor import write_predictor
 from transformers.generation.streamers import BaseStreamer
 
@@ -233,3 +236,62 @@ def test_the_draft_keeps_its_own_settings(target, draft):
     before = draft.generation_config.to_dict()
     generate(target, assistant_model=dsl_train.attach(draft, policy="heuristic"))
     assert draft.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize("policy", ["static:3", "cumulative:0.5,8"])
+def test_rules_are_asked_for_every_token_from_the_first(target, draft, policy):
+    watched = Watched(policy)
+    watched.needs = watched.policy.needs
+    watched.max_lookahead = watched.policy.max_lookahead
+    generate(target, assistant_model=dsl_train.attach(draft, policy=watched))
+    first = [step for step in watched.steps if step[0] == 0]
+    assert len(first) >= len(watched.rounds) > 1
+
+
+def test_a_rule_over_the_whole_block_begins_anew_each_round(target):
+    policy = make_policy("cumulative:0.00000001,8")
+    lengths = []
+    observe = policy.observe
+    policy.observe = lambda finished: (lengths.append(len(finished.drafted)), observe(finished))
+    generate(target, assistant_model=dsl_train.attach(target, policy=policy))
+    assert lengths[:3] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("rows", "draft_rows"), [(0, 16), (16, 0)])
+def test_a_draft_whose_vocabulary_is_padded_otherwise_needs_no_tokenizers(rows, draft_rows):
+    target, draft = make_model(seed=0), make_model(seed=0)
+    size = target.config.vocab_size
+    for model, more in ((target, rows), (draft, draft_rows)):
+        if more:
+            model.resize_token_embeddings(size + more, mean_resizing=False)
+            with torch.no_grad():
+                model.lm_head.weight[size:] = 0
+    expected = generate(target).tolist()
+    watched = Watched()
+    assert generate(target, assistant_model=dsl_train.attach(draft, policy=watched)).tolist() == expected
+    assert any(round_.num_accepted for round_ in watched.rounds)
+    assert draft.config.vocab_size == size + draft_rows
+
+
+def test_threads_generate_with_one_attached_draft(target, draft):
+    attached = dsl_train.attach(draft, policy="static:3")
+    prompts = [(PROMPT + i) % 64 for i in range(8)]
+    expected = [generate(target, prompt).tolist() for prompt in prompts]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda prompt: generate(target, prompt, assistant_model=attached).tolist(), prompts))
+    assert found == expected
+
+
+def test_an_attached_draft_is_copied_pickled_and_saved(target, draft, tmp_path):
+    attached = dsl_train.attach(draft, policy="static:3")
+    expected = generate(target, assistant_model=attached).tolist()
+    torch.save(attached, tmp_path / "draft.pt")
+    loaded = torch.load(tmp_path / "draft.pt", weights_only=False)
+    for other in (copy.copy(attached), copy.deepcopy(attached), pickle.loads(pickle.dumps(attached)), loaded):
+        assert generate(target, assistant_model=other).tolist() == expected
+
+
+def test_a_recurrent_draft_is_refused_when_it_is_attached():
+    mamba = next(family for family in REFUSED if family.model.startswith("Mamba")).make()
+    with pytest.raises(DslError, match=r"cannot be used for speculative decoding: .* cannot go back"):
+        dsl_train.attach(mamba, policy="static:3")

@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import make_model, make_tokenizer
+from families.causal_classes import outcome
 from families.zoo import REFUSED
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
@@ -65,3 +66,19 @@ def test_a_quantized_cache_is_refused():
 def test_two_vocabularies_are_refused_with_both_sizes():
     with pytest.raises(DslError, match="64 and 2000 tokens; choose a draft of the same family"):
         check_pair_supported(make_model(0), make_model(0, vocab_size=2000))
+
+
+def test_a_model_that_feeds_tokens_of_its_own_is_refused():
+    model = make_model(0)
+    model.config.prompt_length = 32
+    with pytest.raises(DslError, match="it feeds 32 tokens of its own before the text"):
+        check_supported(model, "target")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Roberta", "Camembert", "XLMRoberta", "XLMRobertaXL", "Data2VecText", "RobertaPreLayerNorm", "TrOCR", "Moshi"],
+)
+def test_positions_are_those_that_generate_passes(name):
+    """The first six count theirs from the padding id unless they are given; TrOCR returns the logits of all tokens."""
+    assert outcome(f"{name}ForCausalLM") == "equal"

@@ -72,13 +72,19 @@ def under_own_settings(
     sampling: Sampling,
     max_new_tokens: int,
 ) -> tuple[CachedModel, CachedModel, Sampling]:
-    """Both runners, and the sampling, as the target's settings want them for a text that continues `prompt`."""
+    """Both runners, and the sampling, as the target's settings want them for a text that continues `prompt`. A draft
+    that pads the common vocabulary otherwise is cut or filled up to the target's number of tokens."""
+    width, draft_width = (model.config.get_text_config().vocab_size for model in (pair.target, pair.draft))
     if not settings_in_force(pair, sampling):
-        return *runners, sampling
+        target, draft = runners
+        return target, draft if draft_width == width else ProcessedModel(draft, (), width=width), sampling
     processors, own_sampling = split_processors(
         _processors(pair, prompt, sampling, max_new_tokens, runners[0].context), not sampling.greedy
     )
-    target, draft = (ProcessedModel(runner, processors) if processors else runner for runner in runners)
+    target, draft = (
+        ProcessedModel(runner, processors, width=width) if processors or draft_width != width else runner
+        for runner in runners
+    )
     return target, draft, own_sampling
 
 

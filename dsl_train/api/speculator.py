@@ -6,7 +6,8 @@ Everything here is a thin layer over `loop.engine.SpeculativeEngine`, which is t
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -85,9 +86,9 @@ def generate(
     tokens, least length, min_p, ...). Length, temperature, top_k and top_p are this call's alone. Raises DslError for
     other ways to generate that it asks for, beams and stop strings among them.
     """
+    sampling = Sampling(temperature, top_k, top_p)  # before anything is loaded
     spec = f"{policy}:adapt" if adapt else policy
     speculator = Speculator(as_pair(target, draft, tokenizer), spec, predictor, threshold, max_lookahead, compile)
-    sampling = Sampling(temperature, top_k, top_p)
     return speculator.generate(prompt, sampling, max_new_tokens, seed, on_text=on_text)
 
 
@@ -125,7 +126,7 @@ class Speculator:
     ) -> Generation:
         """Continue one prompt. `resume` keeps what the caches share with it, as from turn to turn of a conversation.
         One text is generated at a time: other threads wait."""
-        with self._lock:
+        with self._lock, in_evaluation(self.pair.target, self.pair.draft):
             return self._generate(prompt, sampling, max_new_tokens, seed, on_round, on_text, resume)
 
     def _generate(
@@ -178,4 +179,17 @@ def as_pair(
     check_pair_supported(target, draft)
     found = tokenizer or load_tokenizer(str(target.name_or_path))
     identities = [describe_model(model, str(model.name_or_path)) for model in (target, draft)]
-    return Pair(target.eval(), draft.eval(), found, *identities)
+    return Pair(target, draft, found, *identities)
+
+
+@contextmanager
+def in_evaluation(*models: PreTrainedModel) -> Iterator[None]:
+    """Without dropout; afterwards every module is in the mode it was in."""
+    training = [module for model in models for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -45,9 +45,9 @@ class AssistedText:
         """Tokens after the text so far, at least one, and the scores [1, V] whose softmax each was drawn from."""
         began = time.perf_counter()
         committed = token_ids[self.num_padding + len(self._tokens) :]
-        self._at_least_one.target_has_spoken = bool(committed)
         if committed:
             self._commit(committed)
+            self._asked.can_ask = True
             self._tell_times(began)
         elif self.policy.needs == "features":
             limit = 1  # the target has not spoken yet: there is nothing to ask the policy with
@@ -64,11 +64,11 @@ class AssistedText:
     def _begin(self, tokens: list[int]) -> None:
         self._tokens, self._drafted = tokens, ()
         self.draft_model.reset()
-        self._at_least_one = _AtLeastOne(self.policy)
-        self._drafter = Drafter(self.draft_model, self._at_least_one, self.sampling, self._eos_token_ids, tokens)
+        self._asked = _AtLeastOne(self.policy)
+        self._drafter = Drafter(self.draft_model, self._asked, self.sampling, self._eos_token_ids, tokens)
 
     def _guess(self) -> tuple[list[int], tuple[torch.Tensor, ...]]:
-        """Behind the draft's context: one token by chance, since transformers insists on one."""
+        """After the draft's context: one token by chance, since transformers insists on one."""
         scores = torch.zeros(1, self.draft_model.width)
         self._drafted = ()
         return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0].tolist(), (scores,)
@@ -119,19 +119,23 @@ class TargetObserver(LogitsProcessor):
 
 
 class _AtLeastOne(Policy):
-    """A policy whose answer before the first token is not heeded: transformers insists on one."""
+    """A policy whose first token is drafted even where it wants none, as transformers requires; no further one then.
+
+    Before the target has written anything a policy that reads features is not asked.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.name, self.max_lookahead = policy, policy.name, policy.max_lookahead
         self.needs: Needs = policy.needs
-        self.target_has_spoken = False
+        self.can_ask = policy.needs != "features"
+        self._wanted = True
 
     def wants_another(self, step: DraftStep) -> bool:
-        if step.position > 0:
-            return self.policy.wants_another(step)
-        if self.policy.max_lookahead > 0 and (self.target_has_spoken or self.needs != "features"):
-            self.policy.wants_another(step)  # rules begin a block there
-        return True
+        if step.position == 0:
+            can_ask = self.can_ask and self.policy.max_lookahead > 0  # 0: it rests, and is asked nothing
+            self._wanted = can_ask and self.policy.wants_another(step)
+            return True
+        return self._wanted and self.policy.wants_another(step)
 
     def observe(self, finished: Round) -> None:
         self.policy.observe(finished)

@@ -7,11 +7,13 @@ where it passes: the loop's list of logits processors. Lookahead 0 does not exis
 """
 
 import copy
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation.candidate_generator import AssistedCandidateGeneratorDifferentTokenizers
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -28,6 +30,7 @@ from dsl_train.predictor.runtime import Predictor
 from dsl_train.runners.cached import CachedModel
 from dsl_train.runners.encoder_decoder import EncoderDecoderModel
 from dsl_train.runners.processed import ProcessedModel, split_processors
+from dsl_train.runners.supported import check_runs, differ_by_padding
 
 _NO_LIMIT = 1 << 20  # draft tokens a round as far as transformers is concerned: the policy stops
 
@@ -38,11 +41,13 @@ def attach(
     threshold: float | None = None,
     policy: str | Policy = "learned",
 ) -> "AttachedDraft":
-    """What to pass as `assistant_model`; for any number of texts, one at a time. `draft` itself is not changed.
+    """What to pass as `assistant_model`; for any number of texts, one at a time in each thread. `draft` itself is not
+    changed.
 
     The predictor is by default the one in the draft's `dsl` folder. Raises DslError if there is none; at the first text
     if it was trained for another pair.
     """
+    check_runs(draft, "draft")
     if policy == "learned" and not isinstance(predictor, Predictor):
         predictor = find_predictor(str(draft.name_or_path), predictor)
     return AttachedDraft(draft, predictor, threshold, policy)
@@ -64,11 +69,33 @@ class AttachedDraft:
             num_assistant_tokens=_NO_LIMIT, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
         )
         self._wanted = (policy, predictor, threshold)
-        self._policy: tuple[PreTrainedModel, Policy] | None = None  # for which target
-        self._text: AssistedText | None = None
+        self._of_thread = threading.local()  # the policy, and for which target
 
     def __getattr__(self, name: str) -> Any:
+        if name == "draft" or name.startswith("__"):  # asked for by copy and pickle before the draft is set
+            raise AttributeError(name)
         return getattr(self.draft, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_of_thread"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _of_thread=threading.local())
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The draft's. While a target that pads the common vocabulary otherwise checks it, with the target's number of
+        tokens, since transformers would ask for two tokenizers; the logits are cut or filled up to that number."""
+        own, call = self.draft.config, running(GenerationMixin._validate_generation_mode)
+        target, options = call.get("self"), call.get("generation_mode_kwargs") or {}
+        if target is None or "assistant_tokenizer" in options:
+            return own
+        sizes = [config.get_text_config().vocab_size for config in (target.config, own)]
+        if not differ_by_padding(*sizes):
+            return own
+        shown = copy.deepcopy(own)
+        shown.get_text_config().vocab_size = sizes[0]
+        return shown
 
     def generate(
         self,
@@ -81,12 +108,11 @@ class AttachedDraft:
         """Called by transformers once a round with the text so far; without `past_key_values` a text begins."""
         token_ids = input_ids if input_ids is not None else decoder_input_ids
         assert token_ids is not None, "transformers names the text input_ids, or decoder_input_ids"
-        if past_key_values is None or self._text is None:
-            self._text = self._begin(token_ids, options)
+        text = past_key_values.text if past_key_values else self._begin(token_ids, options)
         with torch.inference_mode():
-            drafted, scores = self._text.draft(token_ids[0].tolist(), max_new_tokens)
+            drafted, scores = text.draft(token_ids[0].tolist(), max_new_tokens)
         sequences = torch.cat([token_ids, token_ids.new_tensor([drafted])], dim=1).long()
-        fields: dict[str, Any] = {"sequences": sequences, "scores": scores, "past_key_values": _Continuing()}
+        fields: dict[str, Any] = {"sequences": sequences, "scores": scores, "past_key_values": _Continuing(text)}
         return GenerateDecoderOnlyOutput(**fields)
 
     def _begin(self, token_ids: torch.Tensor, options: dict[str, Any]) -> AssistedText:
@@ -99,8 +125,7 @@ class AttachedDraft:
             raise DslError("assistant_ensemble_weight mixes the draft into the output; leave it out")
         if isinstance(loop["candidate_generator"], AssistedCandidateGeneratorDifferentTokenizers):
             return self._begin_translated(target, token_ids, bool(settings.do_sample))
-        if self._policy is None or self._policy[0] is not target:
-            self._policy = (target, policy_of(target, self.draft, *self._wanted))
+        policy = self._policy(target, policy_of)
         own, sampling = split_processors(processors, bool(settings.do_sample))
         num_padding = 0 if target.config.is_encoder_decoder else left_padding(token_ids, options)
         runner = ProcessedModel(
@@ -109,19 +134,26 @@ class AttachedDraft:
             token_ids[0, :num_padding].tolist(),
             target.config.get_text_config().vocab_size,
         )
-        text = AssistedText(runner, self._policy[1], sampling, _ends(settings), token_ids[0].tolist(), num_padding)
+        text = AssistedText(runner, policy, sampling, _ends(settings), token_ids[0].tolist(), num_padding)
         processors.insert(len(own), text.observer)
         return text
 
     def _begin_translated(self, target: PreTrainedModel, token_ids: torch.Tensor, do_sample: bool) -> AssistedText:
         if do_sample:
             raise self._cannot_sample()
-        if self._policy is None or self._policy[0] is not target:
-            self._policy = (target, policy_across_tokenizers(target, self.draft, *self._wanted))
+        policy = self._policy(target, policy_across_tokenizers)
         # The target's processors know other tokens
         runner = ProcessedModel(CachedModel(self.draft), (), width=self.draft.config.get_text_config().vocab_size)
         ends = _ends(self.draft.generation_config)
-        return TranslatedText(runner, self._policy[1], Sampling(), ends, token_ids[0].tolist(), num_padding=0)
+        return TranslatedText(runner, policy, Sampling(), ends, token_ids[0].tolist(), num_padding=0)
+
+    def _policy(self, target: PreTrainedModel, choose: Callable[..., Policy]) -> Policy:
+        """Chosen once a thread and target: rules that learn from text to text would mix the texts of several threads. A
+        policy that was given as an object is shared by them all."""
+        found = getattr(self._of_thread, "policy", None)
+        if found is None or found[0] is not target:
+            found = self._of_thread.policy = (target, choose(target, self.draft, *self._wanted))
+        return found[1]
 
     def set_output_embeddings(self, head: torch.nn.Module) -> None:
         """transformers would cut the draft's head down to the tokens that both tokenizers know, for good."""
@@ -147,7 +179,11 @@ def _ends(settings: GenerationConfig) -> frozenset[int]:
 
 
 class _Continuing:
-    """Stands where transformers expects the draft's cache, which is ours: by it a text is known to go on."""
+    """Stands where transformers expects the draft's cache, and keeps the text that goes on: state belongs to a text, so
+    that several threads can generate with one attached draft."""
+
+    def __init__(self, text: AssistedText) -> None:
+        self.text = text
 
     def get_seq_length(self) -> int:
         return 0

@@ -49,8 +49,8 @@ def decode(
     """
     if draft_model is None:
         raise DslError("custom_generate=dsl_train.hf.decode needs a draft; pass draft_model= (not assistant_model=)")
-    request = read_request(model, input_ids, stopping_criteria, generation_config, model_kwargs)
     chosen = policy_of(model, draft_model, policy, predictor, threshold)
+    request = read_request(model, input_ids, stopping_criteria, generation_config, model_kwargs)
     processors, sampling = split_processors(logits_processor, bool(generation_config.do_sample))
     width = model.config.get_text_config().vocab_size
     target, draft = (

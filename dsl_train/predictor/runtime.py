@@ -71,6 +71,10 @@ class Predictor:
                 "--export_only"
             ) from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled as its folder, which is opened again: a session of onnxruntime cannot be."""
+        return Predictor.load, (self.folder.resolve(),)
+
     def check_pair(self, target: Mapping[str, Any], draft: Mapping[str, Any]) -> None:
         """Compare with the pair in use: `architecture`, `vocab_size` and, if both sides saw the same version of
         transformers, `config_hash`. Raises DslError naming the first difference. Warns of other weights."""

@@ -1,13 +1,15 @@
 """One text's tokens through one model: what is fed, what is kept, what is taken back."""
 
+import inspect
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from dsl_train.base.records import DraftPrimitives
 from dsl_train.features.primitives import read_draft
@@ -108,9 +110,16 @@ class LibraryDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._takes_positions = takes_positions(model)
 
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
-        return self.run(keep, input_ids=token_ids[None])
+        return self.run(keep, input_ids=token_ids[None], **self.positions(start, len(token_ids)))
+
+    def positions(self, start: int, count: int) -> dict[str, torch.Tensor]:
+        """What `generate` passes as positions; models that are given none may count theirs from another number."""
+        if not self._takes_positions:
+            return {}
+        return {"position_ids": torch.arange(start, start + count, device=self.model.device)[None]}
 
     def run(self, keep: int, **inputs: torch.Tensor) -> torch.Tensor:
         """Logits after the last `keep` positions of the model's `inputs`, [keep, V]."""
@@ -122,7 +131,7 @@ class LibraryDecoder:
                 logits_to_keep=keep,
                 return_dict=True,
             )
-        return narrowed(self.model, output.logits[0])
+        return narrowed(self.model, output.logits[0, -keep:])  # TrOCR keeps them all
 
     def truncate(self, num_removed: int) -> None:
         self._cache.crop(-num_removed)
@@ -138,6 +147,13 @@ def _decoder_for(model: PreTrainedModel) -> Decoder:
     return llama.DirectDecoder(model) if llama.fits(model) else LibraryDecoder(model)
 
 
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether `generate` passes this model the positions 0, 1, 2, ... of a text."""
+    kind = type(model)
+    plain = kind._prepare_position_ids_for_generation is GenerationMixin._prepare_position_ids_for_generation
+    return plain and "position_ids" in inspect.signature(kind.forward).parameters
+
+
 def context_length(model: PreTrainedModel) -> int:
     """Most tokens that the model may read; practically unlimited where its configuration names no limit."""
     config = model.config.get_text_config(decoder=True)
@@ -145,17 +161,41 @@ def context_length(model: PreTrainedModel) -> int:
     return next((limit for name in names if (limit := getattr(config, name, None))), 1 << 30)
 
 
+class _GroupedHeads:
+    """Whether forwards are running that want the variable, counted over all threads; the last one takes it back."""
+
+    NAME = "TRANSFORMERS_SDPA_FORCE_GQA"
+
+    def __init__(self) -> None:
+        self._lock, self._num_running, self._is_ours = threading.Lock(), 0, False
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._num_running == 0:
+                self._is_ours = self.NAME not in os.environ
+                os.environ.setdefault(self.NAME, "1")
+            self._num_running += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._num_running -= 1
+            if self._num_running == 0 and self._is_ours:
+                os.environ.pop(self.NAME, None)
+
+
+_grouped_heads = _GroupedHeads()
+
+
 @contextmanager
 def grouped_heads(device: torch.device) -> Iterator[None]:
     """On the CPU let torch's attention share keys and values among grouped heads under a mask too: transformers would
-    copy them once per head for every verification, a tenth of its time on small models. Newer releases read this
-    variable at each call; older ones ignore it."""
-    name = "TRANSFORMERS_SDPA_FORCE_GQA"
-    if device.type != "cpu" or name in os.environ:
+    copy them once per head for every verification, a tenth of its time on small models. Newer releases read an
+    environment variable at each call; older ones ignore it."""
+    if device.type != "cpu":
         yield
         return
-    os.environ[name] = "1"
+    _grouped_heads.enter()
     try:
         yield
     finally:
-        del os.environ[name]
+        _grouped_heads.leave()

@@ -25,4 +25,5 @@ class _EmbeddedDecoder(LibraryDecoder):
         if not given.shape[1]:
             return super().logits(token_ids, start, keep)
         written = self.model.get_input_embeddings()(token_ids[None, given.shape[1] :])
-        return self.run(keep, inputs_embeds=torch.cat([given, written], dim=1))
+        positions = self.positions(start, len(token_ids))
+        return self.run(keep, inputs_embeds=torch.cat([given, written], dim=1), **positions)

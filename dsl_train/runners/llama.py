@@ -7,13 +7,13 @@ twice and a change of the weights in place is seen. Models that are not exactly 
 Letters: N layers, T tokens fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -28,6 +28,8 @@ from dsl_train.runners.narrow_head import head_tokens
 
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
+#: First of the parameters that read one input -> all their rows, in the memory that they share.
+_joined: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # angles that depend on the position alone
 
 
@@ -221,15 +223,22 @@ def _join(*modules: nn.Linear) -> _Linear:
 
 
 def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:  # [rows, ...] each -> [all rows, ...]
-    first, starts = parts[0], [0, *accumulate(part.numel() for part in parts)]
-    places = [(part.untyped_storage().data_ptr(), part.storage_offset() - first.storage_offset()) for part in parts]
-    if all(place == (places[0][0], start) for place, start in zip(places, starts, strict=False)):
-        return first.detach().as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
-    with torch.inference_mode(first.is_inference()):  # parameters stay trainable if they were
+    """Each part gets a storage of its own over its rows: safetensors does not write parts of a larger one."""
+    known = _joined.get(parts[0])
+    sizes = [len(part) for part in parts]
+    if known is not None and len(known) == sum(sizes) and _lie_in(parts, known.split(sizes)):
+        return known
+    with torch.inference_mode(parts[0].is_inference()):  # parameters stay trainable if they were
         joined = torch.cat([part.detach() for part in parts])
-    for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
+        owned = [torch.from_dlpack(rows) for rows in joined.split(sizes)]
+    for part, rows in zip(parts, owned, strict=True):
         part.data = rows
+    _joined[parts[0]] = joined
     return joined
+
+
+def _lie_in(parts: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> bool:
+    return all(part.data_ptr() == place.data_ptr() for part, place in zip(parts, places, strict=True))
 
 
 def _causal(start: int, end: int, like: torch.Tensor) -> torch.Tensor:

@@ -27,11 +27,21 @@ def check_pair_supported(target: PreTrainedModel, draft: PreTrainedModel) -> Non
             f"{bins[1]} mel bins; choose a draft of the same release"
         )
     sizes = [model.config.get_text_config().vocab_size for model in (target, draft)]
-    if abs(sizes[0] - sizes[1]) > _PADDING:
+    if sizes[0] != sizes[1] and not differ_by_padding(*sizes):
         raise DslError(
             f"target {target.name_or_path} and draft {draft.name_or_path} have different vocabularies: {sizes[0]} and "
             f"{sizes[1]} tokens; choose a draft of the same family"
         )
+
+
+def differ_by_padding(size: int, other: int) -> bool:
+    """Whether two vocabulary sizes can be one vocabulary, padded differently."""
+    return 0 < abs(size - other) <= _PADDING
+
+
+def check_runs(model: PreTrainedModel, role: str) -> None:
+    """Raises DslError unless `model` can be the `role` of a pair of its own kind."""
+    (check_encoder_decoder if model.config.is_encoder_decoder else check_supported)(model, role)
 
 
 def check_kinds(target: PreTrainedModel, draft: PreTrainedModel) -> None:
@@ -84,6 +94,8 @@ def _state(model: PreTrainedModel) -> str:
     advice = "choose a model whose layers all attend to a cache, or generate with the target alone"
     if model._is_stateful:  # said by the modelling code itself
         return f"its layers fold the text into a state that cannot go back before a rejected token; {advice}"
+    if getattr(model.config, "prompt_length", 0):  # CPM-Ant
+        return f"it feeds {model.config.prompt_length} tokens of its own before the text at every call; {advice}"
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
     if not (takes_cache and model._supports_default_dynamic_cache()):  # type: ignore[operator]  # annotated as Tensor
         return f"it keeps its past in a form of its own that cannot be rolled back; {advice}"
