@@ -107,7 +107,7 @@ class _Rounds:
         rows = self.decisions.draft_rows(int(self.starts[number]), len(estimates))
         columns = self.decisions.traces.rows
         before = self.tokens[int(self.learned.start[number]) - 1]
-        for k, (row, estimate) in enumerate(zip(rows.tolist(), estimates, strict=True)):
+        for k, (row, estimate) in enumerate(zip(rows.tolist(), estimates, strict=False)):  # as far as it was recorded
             token_id = int(columns["token_id"][row])
             yield SampleToken(
                 text=self.reader.text(before, token_id),
