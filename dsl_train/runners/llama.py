@@ -26,6 +26,9 @@ from transformers.activations import SiLUActivation
 from dsl_train.runners.kv_cache import keeps_every_token, reserve
 from dsl_train.runners.narrow_head import head_tokens
 
+#: Up to so many tokens the weights stand on the left of the product: with two tokens on the left torch's kernels on the
+#: CPU took twice as long as with one (SmolLM2-135M, 2 cores of an AMD EPYC: 104 ms after 52, the other way round 44).
+_FEW_TOKENS = 16
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
 #: First of the parameters that read one input -> all their rows, in the memory that they share.
@@ -41,7 +44,10 @@ class _Linear(NamedTuple):
     def of(cls, module: nn.Linear) -> "_Linear":
         return cls(module.weight, module.bias)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, in] -> [T, out]
+        if 1 < len(x) <= _FEW_TOKENS and x.is_cpu and x.dtype is torch.float32:
+            outputs = torch.mm(self.weight, x.t()).t().contiguous()
+            return outputs if self.bias is None else outputs.add_(self.bias)
         return functional.linear(x, self.weight, self.bias)
 
 
