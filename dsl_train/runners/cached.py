@@ -150,7 +150,7 @@ def _decoder_for(model: PreTrainedModel) -> Decoder:
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether `generate` passes this model the positions 0, 1, 2, ... of a text."""
     kind = type(model)
-    plain = kind._prepare_position_ids_for_generation is GenerationMixin._prepare_position_ids_for_generation
+    plain = kind._prepare_position_ids_for_generation is GenerationMixin._prepare_position_ids_for_generation  # type: ignore[attr-defined]
     return plain and "position_ids" in inspect.signature(kind.forward).parameters
 
 
