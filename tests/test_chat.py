@@ -127,3 +127,11 @@ def test_a_runner_resumes_after_what_two_texts_share(tiny_target):
     assert runner.length == 4
     runner.resume([1, 2])
     assert runner.length == 0
+
+
+@pytest.mark.parametrize("option", [("--temperature", "-1"), ("--top_p", "2"), ("--max_new_tokens", "0")])
+def test_values_that_no_sampler_has_are_wrong_usage(chat_folders, option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments(chat_folders, "--prompt", "abc"), *option])
+    assert stopped.value.code == 2
+    assert option[1] in capsys.readouterr().err

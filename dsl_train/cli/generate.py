@@ -71,6 +71,11 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.system is not None and not self.chat:
             raise ValueError("--system is the system message of a chat; add --chat")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        from dsl_train.base.sampling import Sampling
+
+        Sampling(self.temperature, self.top_k, self.top_p)  # raises ValueError for what no sampler has
 
 
 def main(argv: list[str] | None = None) -> int:
