@@ -40,7 +40,8 @@ folder, num_kills, argv = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 torch.set_num_threads(1)
 worker.load_pair = functools.cache(worker.load_pair)
 option = {name: value for name, _, value in (argument.partition("=") for argument in argv)}
-worker.load_pair(option["--target"], option["--draft"], "float32", "cpu", None, None)
+cost = worker.calibrate(worker.load_pair(option["--target"], option["--draft"], "float32", "cpu", None, None))
+worker.calibrate = lambda *_, **__: cost  # longer than the rest of a life
 
 def live(seconds=None):
     child = os.fork()
