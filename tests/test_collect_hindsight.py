@@ -61,8 +61,7 @@ def test_rows_do_not_depend_on_the_batch_or_the_chunk(temperature, monkeypatch):
     asked = requests([3, 9, 40, 17, 5], sampling=Sampling(temperature, 20, 0.9))
     alone = list(HindsightCollector(make_pair(0), config(batch_size=1)).collect(asked))
     monkeypatch.setattr("dsl_train.collect.hindsight._CHUNK_BYTES", 4 * 64 * 5 * 7)
-    monkeypatch.setattr("dsl_train.collect.tails.BLOCK_BYTES", 4 * 64 * 3)
-    monkeypatch.setattr("dsl_train.collect.hindsight.BLOCK_BYTES", 4 * 64 * 3)
+    monkeypatch.setattr("dsl_train.collect.tails._BLOCK_BYTES", 4 * 64 * 3)
     together = HindsightCollector(make_pair(0), config(batch_size=5)).collect(asked)
     for one, other in zip(together, alone, strict=True):
         assert_same(one, other, 1e-4)

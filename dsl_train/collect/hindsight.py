@@ -2,8 +2,8 @@
 
 Texts of similar length are read together, chunk by chunk. Memory does not grow with the number of requests: a chunk's
 logits take at most _CHUNK_BYTES for each model (but hold at least one position of every text), and what is computed of
-them holds about eight float32 tensors of BLOCK_BYTES at a time. Letters: B texts, C positions of a chunk, N rows, V
-vocabulary.
+them holds about eight float32 tensors of `block_rows` rows at a time. Letters: B texts, C positions of a chunk, N rows,
+V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import choose, couple
 from dsl_train.collect.reading import Batch, Chunk, Text
 from dsl_train.collect.responses import is_possible, refusal
-from dsl_train.collect.tails import BLOCK_BYTES, TailReader
+from dsl_train.collect.tails import TailReader, block_rows
 from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Labels, Reject, Request, text_rows
 from dsl_train.pair.loading import Pair
 from dsl_train.runners.cached import context_length
 from dsl_train.runners.padded import check_padded
 from dsl_train.traces.store import Rows, join_rows
 
-_CHUNK_BYTES = 1 << 27
+_CHUNK_BYTES, _GPU_CHUNK_BYTES = 1 << 27, 1 << 30
 #: More positions at a time would have texts that ended, and texts with few rejected tokens, wait longer for the others.
 _MAX_CHUNK = 32
 
@@ -91,13 +91,14 @@ class HindsightCollector:
         return min(self.config.max_new_tokens, self.context + 1 - len(request.prompt_token_ids))
 
     def _chunk_size(self, num_texts: int) -> int:
-        return min(_MAX_CHUNK, max(1, _CHUNK_BYTES // (4 * self.vocab_size * num_texts)))
+        size = _CHUNK_BYTES if self.pair.draft.device.type == "cpu" else _GPU_CHUNK_BYTES
+        return min(_MAX_CHUNK, max(1, size // (4 * self.vocab_size * num_texts)))
 
     def _label(self, chunk: Chunk, check: bool) -> Rows:
         """Depth-0 rows of a chunk, whose `sequence_id` is the text's number. `check`: put impossible texts aside."""
         places = chunk.is_text.flatten().nonzero().squeeze(-1)  # [N] in the chunk, flat
         texts = places // chunk.token_ids.shape[1]
-        block = max(1, BLOCK_BYTES // (4 * self.vocab_size))
+        block = block_rows(self.pair)
         return join_rows(
             [
                 self._label_block(chunk, sampling, part, check)

@@ -21,10 +21,17 @@ from dsl_train.runners.packed import PackedBranches
 from dsl_train.runners.padded import Branches, PaddedModel, shares_cache
 from dsl_train.traces.store import Rows
 
-#: Logits that rows are computed from at a time, in float32.
-BLOCK_BYTES = 1 << 24
+#: Logits that rows are computed from at a time, in float32: small enough for a processor's cache, and on a GPU large
+#: enough to keep it busy.
+_BLOCK_BYTES, _GPU_BLOCK_BYTES = 1 << 24, 1 << 28
 #: Tokens read at a time by branches that cannot share their text's cache.
 _REREAD_TOKENS = 1 << 14
+
+
+def block_rows(pair: Pair) -> int:
+    """Rows of logits to compute from at a time."""
+    size = _BLOCK_BYTES if pair.draft.device.type == "cpu" else _GPU_BLOCK_BYTES
+    return max(1, size // (4 * pair.target.config.get_text_config().vocab_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +56,7 @@ class TailReader:
     def __init__(self, pair: Pair, config: CollectConfig, context: int) -> None:
         self.draft, self.config, self.context = pair.draft, config, context
         self._ends = np.array(sorted(pair.eos_token_ids), np.int64)
-        self._block = max(1, BLOCK_BYTES // (4 * pair.target.config.get_text_config().vocab_size))
+        self._block = block_rows(pair)
         self._shares_cache = pair.draft.config.is_encoder_decoder or shares_cache(pair.draft)
 
     def read(self, chunk: Chunk, rows: Rows, reader: Reader) -> list[Rows]:

@@ -142,7 +142,7 @@ class DirectDecoder:
         num_fed = len(queries)
         if num_fed == 1:  # the heads of a group are so many queries on the same keys
             grouped = queries.view(1, self.num_groups, -1, self.head_size)
-            return functional.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
+            return functional.scaled_dot_product_attention(grouped, keys, values).reshape(1, -1)
         attended = functional.scaled_dot_product_attention(
             queries.transpose(0, 1)[None],
             keys,

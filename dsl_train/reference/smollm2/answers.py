@@ -1,115 +1,92 @@
 """Gather the target's own answers: ``python -m dsl_train.reference.smollm2.answers --target DIR --output DIR``.
 
 Wave after wave of prompts is answered together; each wave is one file, written whole, so the command can be stopped at
-any time and goes on where it was. Every tenth prompt is held out: no draft is trained on it.
+any time and goes on where it was.
 """
 
-import json
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from dsl_train.base import files
-from dsl_train.reference.smollm2.prompts import KINDS, PromptMaker, chat_ids
-from dsl_train.reference.smollm2.teacher import Answers, Teacher, answer
+from dsl_train.reference.smollm2.prompts import KINDS, PromptMaker
+from dsl_train.reference.smollm2.teacher import Teacher, answer
 
-_USER, _END = "<|im_start|>user\n", "<|im_end|>"
+#: Waves of these kinds are half as large, their prompts twice as long and more.
+_LONG = ("summary", "reading", "turns")
 
 
 @dataclass
 class AnswerRun:
-    """Gather answers of the target with the log-probabilities of its most likely tokens."""
+    """Gather answers of the target."""
 
     target: Path
     """Folder of the target."""
     output: Path
     """Folder that receives one file a wave."""
-    passages: Path
-    """JSON lines with `response` (token ids): texts of the target, from which longer prompts are made."""
     code: Path = Path("data/prompts/heldout_train.jsonl")
     """JSON lines with `prompt`: excerpts of programs."""
+    minutes: float = 240.0
+    """No wave is begun after so long."""
     waves: int = 1000
     """Waves in all; those on disk are not made again."""
     batch_size: int = 64
-    """Texts a wave; long prompts take half of it."""
-    max_new_tokens: int = 160
+    """Texts a wave."""
+    max_new_tokens: int = 192
     """Tokens an answer, its end included."""
-    num_labels: int = 24
-    """Most likely tokens kept at each place."""
     greedy_share: float = 0.67
     """Waves answered greedily; the others at temperature 0.8."""
+    dtype: str = "float32"
+    """Precision of the target; bfloat16 is quicker on a GPU."""
+    device: str = "cpu"
+    """cpu or cuda."""
     seed: int = 0
-    """Of wave 0; the others follow."""
+    """Of the prompts and of what is drawn."""
 
 
 def gather(run: AnswerRun) -> None:
-    model = LlamaForCausalLM.from_pretrained(run.target, dtype=torch.float32)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length
+    model = LlamaForCausalLM.from_pretrained(run.target, dtype=getattr(torch, run.dtype))
+    model.to(run.device)  # type: ignore[arg-type]  # transformers wraps it
     tokenizer = AutoTokenizer.from_pretrained(run.target)
     teacher = Teacher(model)
-    passages = [str(tokenizer.decode(row["response"], skip_special_tokens=True)) for row in _rows(run.passages)]
-    code = [row["prompt"] for row in _rows(run.code)]
     run.output.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + 60 * run.minutes
     for wave in range(run.waves):
         path = run.output / f"wave-{run.seed:04}-{wave:05}.safetensors"
+        if time.monotonic() > ends:
+            break
         if path.exists():
             continue
         choice = random.Random(run.seed * 100_003 + wave)
-        kind = choice.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = KINDS[wave % len(KINDS)]
         temperature = 0.0 if choice.random() < run.greedy_share else 0.8
-        maker = PromptMaker(passages, code, choice.randint(0, 1 << 30))
-        prompts = _prompts(run, teacher, tokenizer, kind, maker, choice)
-        generator = torch.Generator().manual_seed(choice.randint(0, 1 << 30))
-        answers = answer(
-            teacher, prompts, run.max_new_tokens, temperature, tokenizer.eos_token_id, run.num_labels, generator
-        )
+        maker = PromptMaker(teacher, tokenizer, run.code, choice)
+        prompts = maker.make(kind, run.batch_size // 2 if kind in _LONG else run.batch_size)
+        seed = choice.randrange(1 << 30)
+        answers = answer(teacher, prompts, run.max_new_tokens, temperature, tokenizer.eos_token_id, seed)
         files.write_bytes(path, pack(prompts, answers, kind, temperature))
 
 
-def _prompts(
-    run: AnswerRun,
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: str,
-    maker: PromptMaker,
-    choice: random.Random,
-) -> list[list[int]]:
-    count = run.batch_size // 2 if kind in ("summary", "reading") else run.batch_size
-    if kind != "chat":
-        return [chat_ids(tokenizer, maker.make(kind)) for _ in range(count)]
-    opening = chat_ids(tokenizer, "")
-    opening = opening[: len(opening) - len(tokenizer.encode(f"{_END}\n<|im_start|>assistant\n"))]
-    generator = torch.Generator().manual_seed(choice.randint(0, 1 << 30))
-    found = answer(teacher, [opening] * count, 48, 1.0, tokenizer.eos_token_id, 1, generator)
-    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in found.token_ids]
-    return [chat_ids(tokenizer, text or "Hello!") for text in texts]
-
-
-def pack(prompts: Sequence[Sequence[int]], answers: Answers, kind: str, temperature: float) -> bytes:
-    """One wave: all token ids in a row, lengths, and the labels of the answers' places."""
-    tensors = {
-        "prompt_ids": torch.tensor([token_id for ids in prompts for token_id in ids], dtype=torch.int32),
-        "prompt_lengths": torch.tensor([len(ids) for ids in prompts], dtype=torch.int32),
-        "answer_ids": torch.tensor([token_id for ids in answers.token_ids for token_id in ids], dtype=torch.int32),
-        "answer_lengths": torch.tensor([len(ids) for ids in answers.token_ids], dtype=torch.int32),
-        "top_ids": torch.cat(answers.top_ids).to(torch.int32),
-        "top_log_probs": torch.cat(answers.top_log_probs).to(torch.float16),
-    }
+def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], kind: str, temperature: float) -> bytes:
+    """One wave: all token ids in a row, and lengths."""
+    tensors = {}
+    for name, texts in (("prompt", prompts), ("answer", answers)):
+        ids = [token_id for text in texts for token_id in text]
+        tensors[f"{name}_ids"] = torch.tensor(ids, dtype=torch.int32)
+        tensors[f"{name}_lengths"] = torch.tensor([len(text) for text in texts], dtype=torch.int32)
     return save(tensors, {"kind": kind, "temperature": str(temperature)})
-
-
-def _rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def main() -> None:
     from jsonargparse import CLI
 
-    torch.set_num_threads(1)
     gather(CLI(AnswerRun, as_positional=False))
 
 

@@ -1,19 +1,17 @@
 """Distil the draft: ``python -m dsl_train.reference.smollm2.distill --help`` names the folders.
 
-Trains on what `answers.py` has gathered so far and on what it adds meanwhile, for a given time; the same command again
-goes on from the last checkpoint. The loss of a place is the cross-entropy to the target's most likely tokens (Hinton et
-al. 1503.02531) with a share for the first of them, which is what greedy decoding accepts.
-Letters: N places, K labels, V tokens of the draft's head.
+The target reads every batch of its answers again, and the loss of a place is the cross-entropy to its distribution
+(Hinton et al. 1503.02531) with a share for its first choice, which is what greedy decoding accepts. The same command
+again goes on from the last checkpoint. Letters: N places, V tokens of the draft's head.
 """
 
 import json
 import logging
-import math
 import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +19,11 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dsl_train.reference.smollm2.texts import (
-    Text,
-    batches,
-    is_held_out,
-    padded,
-    read_conversations,
-    read_wave,
-)
+from dsl_train.reference.smollm2.texts import Text, batches, padded, read_waves
 
 log = logging.getLogger(__name__)
-#: Texts that are sorted by length and trained on before new files are looked for.
-_CHUNK = 512
-#: Tokens of the head that are no label of a batch and are summed over all the same.
-RANDOM_OTHERS = 2048
+#: Texts that are sorted by length and trained on together.
+_CHUNK = 4096
 
 
 @dataclass
@@ -45,15 +34,15 @@ class DistillRun:
     """Folder of the target."""
     answers: Path
     """Folder of `answers.py`'s files."""
+    held_out: Path
+    """Folder of answers gathered with another seed: agreement is measured there, on those to prompts not trained on."""
     work: Path
     """Folder of the training checkpoint."""
     output: Path
     """Folder that receives the draft."""
-    conversations: Path | None = None
-    """JSON lines of `prompt`, `response`, `greedy`: every other one is trained on, agreement measured on the others."""
-    minutes: float = 80.0
+    minutes: float = 240.0
     """Training time, earlier runs of the same `work` included."""
-    decay_share: float = 0.35
+    decay_share: float = 0.6
     """Of the time, at the end, in which the learning rate falls to nothing."""
     batch_tokens: int = 6144
     """Padded tokens of a step."""
@@ -64,13 +53,15 @@ class DistillRun:
     head_tokens: int = 16384
     """The draft proposes only token ids below this; byte-pair merging has ordered them by frequency."""
     learning_rate: float = 3e-3
-    """Peak, of AdamW for matrices."""
+    """Peak, of matrices."""
     embedding_rate: float = 1e-3
     """Peak, of AdamW for embeddings and norms."""
+    muon: bool = False
+    """Matrices by Muon (Jordan et al. 2024) instead of AdamW; slow on processors without bfloat16."""
     first_share: float = 0.3
     """Share of the loss for the target's first choice."""
-    threads: int = 1
-    """Threads of torch."""
+    device: str = "cpu"
+    """cpu or cuda; there both models compute in bfloat16."""
     checkpoint_minutes: float = 4.0
     """Time between checkpoints."""
     seed: int = 0
@@ -78,81 +69,93 @@ class DistillRun:
 
 
 class Distillation:
-    """Owns the draft, its optimisers and how long it has been trained."""
+    """Owns both models, the optimisers and how long the draft has been trained."""
 
     def __init__(self, run: DistillRun) -> None:
         self.run, self.minutes, self.steps, self.places = run, 0.0, 0, 0
         torch.manual_seed(run.seed)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape
         self.tokenizer = AutoTokenizer.from_pretrained(run.target)
         self.checkpoint = run.work / "draft.pt"
-        self.draft = draft_of(run)
+        target = LlamaForCausalLM.from_pretrained(run.target, dtype=torch.float32)
+        self.draft = draft_of(target, run)
+        self.draft.to(run.device)  # type: ignore[arg-type]  # transformers wraps it
+        self.low = torch.autocast(run.device, torch.bfloat16, enabled=run.device != "cpu")
+        self.target = target.eval()
+        self.target.to(run.device, torch.float32 if run.device == "cpu" else torch.bfloat16)  # type: ignore[arg-type]
         matrices = [weight for weight in self.draft.model.layers.parameters() if weight.ndim == 2]
         others = [weight for weight in self.draft.parameters() if all(weight is not matrix for matrix in matrices)]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(matrices, lr=run.learning_rate, weight_decay=0.05, betas=(0.9, 0.98)),
+            torch.optim.Muon(matrices, lr=run.learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+            if run.muon
+            else torch.optim.AdamW(matrices, lr=run.learning_rate, weight_decay=0.05, betas=(0.9, 0.98)),
             torch.optim.AdamW(others, lr=run.embedding_rate, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
         self.rates = [run.learning_rate, run.embedding_rate]
-        self.seen: dict[tuple[str, int], int] = defaultdict(int)
         if self.checkpoint.exists():
             self._restore()
 
     def train(self) -> None:
         """Until the time is over; writes the draft after every checkpoint."""
-        run, choice = self.run, random.Random(self.run.seed + self.steps)
-        known: dict[tuple[str, int], Text] = {}
-        conversations = read_conversations(run.conversations, self.tokenizer) if run.conversations else []
-        known |= {("conversations", number): text for number, text in enumerate(conversations) if number % 2 == 0}
-        held_out = conversations[1:240:2]
+        run = self.run
+        texts = read_waves(run.answers)
+        trained = {text.prompt_ids for text in texts}
+        held_out = [text for text in read_waves(run.held_out) if text.prompt_ids not in trained]
+        log.info("%d texts, %d places; %d held out", len(texts), sum(map(_places, texts)), len(held_out))
         saved = began = time.monotonic()
-        before = self.minutes
-        while self.minutes < run.minutes:
-            self._look_for_texts(known, held_out)
-            least = sorted(known, key=lambda name: (self.seen[name], choice.random()))[:_CHUNK]
-            for name in least:
-                self.seen[name] += 1
-            chunk = list(batches([known[name] for name in least], run.batch_tokens))
-            choice.shuffle(chunk)
-            losses = []
-            for batch in chunk:
-                losses.append(self.step(batch))
-                self.minutes = before + (time.monotonic() - began) / 60
-            log.info(
-                "%.1f min, %d steps, %d places, %d texts: loss %.3f",
-                *(self.minutes, self.steps, self.places, len(known), sum(losses) / len(losses)),
-            )
-            if time.monotonic() - saved > 60 * run.checkpoint_minutes or self.minutes >= run.minutes:
+        before, losses = self.minutes, []
+        for batch in self._endless(texts):
+            losses.append(self.step(batch))
+            self.minutes = before + (time.monotonic() - began) / 60
+            over = self.minutes >= run.minutes
+            if over or time.monotonic() - saved > 60 * run.checkpoint_minutes:
+                loss, losses = torch.stack(losses).mean().item(), []
+                said = {"minutes": round(self.minutes, 2), "steps": self.steps, "places": self.places, "loss": loss}
+                log.info(json.dumps({**said, **self.agreement(held_out)}))
                 self._save()
-                log.info(json.dumps({"minutes": round(self.minutes, 1), "agreement": self.agreement(held_out)}))
-                publish(self.draft, run, self.tokenizer)
                 saved = time.monotonic()
+            if over:
+                break
+        self.draft.save_pretrained(run.output)
+        self.tokenizer.save_pretrained(run.output)
 
-    def step(self, batch: Sequence[Text]) -> float:
+    def _endless(self, texts: Sequence[Text]) -> Iterator[list[Text]]:
+        """Batches of texts of similar length, every text once before any comes again."""
+        choice = random.Random(self.run.seed + self.steps)
+        while True:
+            order = choice.sample(list(texts), len(texts))
+            for first in range(0, len(order), _CHUNK):
+                chunk = list(batches(order[first : first + _CHUNK], self.run.batch_tokens))
+                yield from choice.sample(chunk, len(chunk))
+
+    def step(self, batch: Sequence[Text]) -> torch.Tensor:
         """One step; returns its loss [nats a place]."""
         left = (self.run.minutes - self.minutes) / (self.run.decay_share * self.run.minutes)
-        factor = max(0.0, min(1.0, (self.steps + 1) / 40, left))
-        ids, predicts = padded(batch)
-        top_ids, probs = labels_of(batch)  # [N, K]
-        hidden = self.draft.model(input_ids=ids, use_cache=False).last_hidden_state[predicts]
-        loss = distillation_loss(
-            hidden, self.draft.lm_head.weight[: self.run.head_tokens], top_ids, probs, self.run.first_share
-        )
+        factor = max(0.0, min(1.0, (self.steps + 1) / 100, left))
+        ids, predicts = (tensor.to(self.run.device) for tensor in padded(batch))
+        with torch.inference_mode():
+            probs = self._logits(self.target, ids, predicts).float().softmax(-1)  # [N, V]
+        with self.low:
+            logits = self._logits(self.draft, ids, predicts)
+        loss = distillation_loss(logits.float(), probs.clone(), self.run.first_share)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
-        self.steps, self.places = self.steps + 1, self.places + len(top_ids)
-        return loss.item()
+        self.steps, self.places = self.steps + 1, self.places + len(probs)
+        return loss.detach()
 
     @torch.inference_mode()
     def agreement(self, texts: Sequence[Text]) -> dict[str, float]:
-        """Share of the places of unseen greedy answers at which the draft's first choice is the target's, by kind."""
+        """Share of the places of greedy answers at which the draft's first choice is the target's, by kind."""
         right: dict[str, int] = defaultdict(int)
         places: dict[str, int] = defaultdict(int)
-        for batch in batches([text for text in texts if text.greedy], self.run.batch_tokens):
-            choices = self._logits(*padded(batch)).argmax(-1)
+        for batch in batches([text for text in texts if not text.temperature], self.run.batch_tokens):
+            ids, predicts = (tensor.to(self.run.device) for tensor in padded(batch))
+            with self.low:
+                choices = self._logits(self.draft, ids, predicts).argmax(-1).cpu()
             answers = torch.tensor([token_id for text in batch for token_id in text.answer_ids])
             kinds = [text.kind for text in batch for _ in text.answer_ids]
             for kind, same in zip(kinds, (choices == answers).tolist(), strict=True):
@@ -160,20 +163,10 @@ class Distillation:
                 places[kind] += 1
         return {kind: round(right[kind] / places[kind], 4) for kind in sorted(places)}
 
-    def _logits(self, ids: torch.Tensor, predicts: torch.Tensor) -> torch.Tensor:
-        hidden = self.draft.model(input_ids=ids, use_cache=False).last_hidden_state
-        return functional.linear(hidden[predicts], self.draft.lm_head.weight[: self.run.head_tokens])
-
-    def _look_for_texts(self, known: dict[tuple[str, int], Text], held_out: list[Text]) -> None:
-        files = {name for name, _ in known}
-        for path in sorted(self.run.answers.glob("wave-*.safetensors")):
-            if path.name in files:
-                continue
-            for number, text in enumerate(read_wave(path)):
-                if not is_held_out(number):
-                    known[path.name, number] = text
-                elif len(held_out) < 700:
-                    held_out.append(text)
+    def _logits(self, model: LlamaForCausalLM, ids: torch.Tensor, predicts: torch.Tensor) -> torch.Tensor:
+        """Over the draft's head [N, V] at the places that predict."""
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[predicts]
+        return functional.linear(hidden, model.lm_head.weight[: self.run.head_tokens])
 
     def _save(self) -> None:
         self.run.work.mkdir(parents=True, exist_ok=True)
@@ -181,7 +174,6 @@ class Distillation:
             "model": self.draft.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": (self.minutes, self.steps, self.places),
-            "seen": dict(self.seen),
         }
         torch.save(state, self.checkpoint.with_suffix(".tmp"))
         os.replace(self.checkpoint.with_suffix(".tmp"), self.checkpoint)
@@ -192,52 +184,19 @@ class Distillation:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.minutes, self.steps, self.places = state["progress"]
-        self.seen.update(state["seen"])
 
 
-def labels_of(batch: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [N, K], most likely first, and their probabilities [N, K], 0 where a text has fewer labels."""
-    width = max(text.top_ids.shape[1] for text in batch)
-    ids = [functional.pad(text.top_ids.long(), (0, width - text.top_ids.shape[1])) for text in batch]
-    probs = [functional.pad(text.top_log_probs.float().exp(), (0, width - text.top_ids.shape[1])) for text in batch]
-    return torch.cat(ids), torch.cat(probs)
+def distillation_loss(logits: torch.Tensor, target_probs: torch.Tensor, first_share: float) -> torch.Tensor:
+    """Mean cross-entropy [nats] of a draft's logits [N, V] to the target's probabilities [N, V] over the same tokens,
+    of which `first_share` goes to the most likely one."""
+    first = target_probs.argmax(-1, keepdim=True)
+    wanted = target_probs.mul_(1.0 - first_share)
+    wanted.scatter_add_(-1, first, torch.full_like(first, first_share, dtype=wanted.dtype))
+    return functional.cross_entropy(logits, wanted)
 
 
-def distillation_loss(
-    hidden: torch.Tensor,  # [N, hidden]
-    head: torch.Tensor,  # [V, hidden]
-    top_ids: torch.Tensor,  # [N, K], most likely first
-    top_probs: torch.Tensor,  # [N, K]
-    first_share: float,
-) -> torch.Tensor:
-    """Mean cross-entropy [nats]; labels that the draft's head does not have count for nothing.
-
-    The sum over the head's tokens is that over all labels of the batch, and over a random part of the others, each
-    counted as many times as it stands for (sampled softmax: Bengio and Senecal 2008).
-    """
-    num_tokens = len(head)
-    probs = torch.where(top_ids < num_tokens, top_probs, 0.0)
-    is_label = torch.zeros(num_tokens, dtype=torch.bool)
-    is_label[top_ids[:, :8][probs[:, :8] > 0.0]] = True
-    labels, others = is_label.nonzero()[:, 0], (~is_label).nonzero()[:, 0]
-    drawn = others[torch.randperm(len(others))[:RANDOM_OTHERS]]
-    columns = torch.cat([labels, drawn])
-    place = torch.full((num_tokens,), -1).scatter(0, columns, torch.arange(len(columns)))
-    stands_for = torch.zeros(len(columns))
-    stands_for[len(labels) :] = math.log(max(1, len(others)) / max(1, len(drawn)))
-    logits = functional.linear(hidden, head[columns])  # [N, columns]
-    log_total = (logits + stands_for).logsumexp(-1, keepdim=True)
-    at = place[top_ids.clamp_max(num_tokens - 1)]
-    probs = torch.where(at < 0, 0.0, probs)
-    log_probs = logits.gather(-1, at.clamp_min(0)) - log_total
-    soft = -(probs * log_probs).sum(-1)
-    first = torch.where(probs[:, 0] > 0.0, -log_probs[:, 0], 0.0)
-    return ((1.0 - first_share) * soft + first_share * first).mean()
-
-
-def draft_of(run: DistillRun) -> LlamaForCausalLM:
+def draft_of(target: LlamaForCausalLM, run: DistillRun) -> LlamaForCausalLM:
     """A narrow Llama whose embeddings are the target's on their principal axes."""
-    target = LlamaForCausalLM.from_pretrained(run.target, dtype=torch.float32)
     config = LlamaConfig(
         vocab_size=target.config.vocab_size,
         hidden_size=run.hidden_size,
@@ -263,19 +222,15 @@ def draft_of(run: DistillRun) -> LlamaForCausalLM:
     return draft
 
 
-def publish(draft: LlamaForCausalLM, run: DistillRun, tokenizer: object) -> None:
-    """Write the draft as a folder of float32 weights; `export.py` makes it small."""
-    draft.save_pretrained(run.output)
-    tokenizer.save_pretrained(run.output)  # type: ignore[attr-defined]
+def _places(text: Text) -> int:
+    return len(text.answer_ids)
 
 
 def main() -> None:
     from jsonargparse import CLI
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run = CLI(DistillRun, as_positional=False)
-    torch.set_num_threads(run.threads)
-    Distillation(run).train()
+    Distillation(CLI(DistillRun, as_positional=False)).train()
 
 
 if __name__ == "__main__":

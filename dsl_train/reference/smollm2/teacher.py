@@ -1,8 +1,8 @@
-"""The target over many texts at once: answers and, for free, what it thought of every token.
+"""The target over many texts at once.
 
 Llama layers over fixed buffers, because transformers' cached decoding spends more on bookkeeping than these matrices
 cost. Prompts of a wave end in the same column (padding on the left), so that one step writes one column.
-Letters: B texts, T columns, V vocabulary, H query heads, G key heads, D head size, K labels a place.
+Letters: B texts, T columns, V vocabulary, H query heads, G key heads, D head size.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM
+
+#: Texts whose prompts are read together.
+_PROMPTS = 256
+#: Steps between two looks at which texts have ended.
+_LOOK_EVERY = 8
 
 
 @dataclass
@@ -25,7 +30,7 @@ class _Layer:
 
 
 class Teacher:
-    """Owns the keys and values of one wave of texts; :meth:`read` appends columns."""
+    """Owns the keys and values of one wave of texts, on the model's device and in its precision."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         config: Any = model.config  # its fields are annotated as optional
@@ -48,13 +53,27 @@ class Teacher:
             for layer in model.model.layers
         ]
         theta = config.rope_parameters["rope_theta"]
-        self.frequencies = theta ** -(torch.arange(0, self.head_size, 2).float() / self.head_size)  # [D / 2]
+        halves = torch.arange(0, self.head_size, 2, device=self.device).float() / self.head_size
+        self.frequencies = theta**-halves  # [D / 2]
 
-    def begin(self, padding: torch.Tensor, columns: int) -> None:
-        """A wave whose rows have `padding` [B] empty columns on the left; room for `columns` in all."""
-        self.padding, self.length = padding, 0
-        shape = (len(self.layers), len(padding), self.key_heads, columns, self.head_size)
-        self.keys, self.values = torch.empty(shape), torch.empty(shape)
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
+    def begin(self, prompts: Sequence[Sequence[int]], columns: int, padding_id: int) -> torch.Tensor:
+        """Read a wave of prompts, with room for `columns` tokens after the longest; logits [B, V] after their ends."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[padding_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        self.padding = torch.tensor([longest - len(prompt) for prompt in prompts]).to(self.device)
+        self.length = 0
+        shape = (len(self.layers), len(prompts), self.key_heads, longest + columns, self.head_size)
+        self.keys, self.values = (torch.empty(shape, dtype=self.head.dtype, device=self.device) for _ in range(2))
+        logits = [
+            self._read(ids[first : first + _PROMPTS].to(self.device), slice(first, first + _PROMPTS))
+            for first in range(0, len(ids), _PROMPTS)
+        ]
+        self.length = longest
+        return torch.cat(logits)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows [B'] of the wave alone."""
@@ -62,22 +81,26 @@ class Teacher:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
     def read(self, ids: torch.Tensor) -> torch.Tensor:
-        """Append `ids` [B, T]; logits [B, V] after the last column."""
-        start, end = self.length, self.length + ids.shape[1]
-        columns = torch.arange(start, end)
-        places = (columns - self.padding[:, None]).clamp_min(0)  # [B, T]
-        angles = places[..., None] * self.frequencies  # [B, T, D / 2]
+        """Append one token `ids` [B] to each text; logits [B, V] after it."""
+        logits = self._read(ids[:, None], slice(None))
+        self.length += 1
+        return logits
+
+    def _read(self, ids: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Write the columns of `ids` [B, T] for some rows of the wave; logits [B, V] after the last."""
+        end = self.length + ids.shape[1]
+        columns, seen = (torch.arange(start, end, device=self.device) for start in (self.length, 0))
+        padding = self.padding[rows, None]
+        angles = (columns - padding).clamp_min(0)[..., None] * self.frequencies  # [B, T, D / 2]
         angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, D]
-        cos, sin = angles.cos(), angles.sin()
-        seen = torch.arange(end)[None, None] <= columns[None, :, None]  # [1, T, end]
-        mask = (seen & (torch.arange(end) >= self.padding[:, None, None]))[:, None]  # [B, 1, T, end]
-        mask = mask | (torch.arange(end) == columns[:, None])  # padding sees itself: no empty row
+        cos, sin = angles.cos().to(self.head.dtype), angles.sin().to(self.head.dtype)
+        mask = (seen <= columns[:, None]) & (seen >= padding[..., None])  # [B, T, end]
+        mask = (mask | (seen == columns[:, None]))[:, None]  # padding sees itself: no empty row
         hidden = self.embedding[ids]
         for number, layer in enumerate(self.layers):
-            hidden = hidden + self._attend(number, layer, hidden, cos, sin, mask)
+            hidden = hidden + self._attend(number, layer, hidden, cos, sin, mask, rows)
             gate, up = functional.linear(self._normed(hidden, layer.mlp_norm), layer.gate_up).chunk(2, -1)
             hidden = hidden + functional.linear(functional.silu(gate) * up, layer.down)
-        self.length = end
         return functional.linear(self._normed(hidden[:, -1], self.norm), self.head)
 
     def _attend(
@@ -88,17 +111,24 @@ class Teacher:
         cos: torch.Tensor,
         sin: torch.Tensor,
         mask: torch.Tensor,
+        rows: slice,
     ) -> torch.Tensor:
         batch, length = hidden.shape[:2]
         qkv = functional.linear(self._normed(hidden, layer.norm), layer.qkv).view(batch, length, -1, self.head_size)
         query, key, value = qkv.transpose(1, 2).split([self.heads, self.key_heads, self.key_heads], dim=1)
         columns = slice(self.length, self.length + length)
-        self.keys[number, :, :, columns] = _rotated(key, cos, sin)
-        self.values[number, :, :, columns] = value
-        keys, values = (cache[number, :, :, : columns.stop] for cache in (self.keys, self.values))
-        seen = functional.scaled_dot_product_attention(
-            _rotated(query, cos, sin), keys, values, attn_mask=mask, enable_gqa=True
-        )
+        self.keys[number, rows, :, columns] = _rotated(key, cos, sin)
+        self.values[number, rows, :, columns] = value
+        keys, values = (cache[number, rows, :, : columns.stop] for cache in (self.keys, self.values))
+        query = _rotated(query, cos, sin)
+        group = self.heads // self.key_heads
+        if length == 1:  # the heads of a group as if they were places that see the same
+            query = query.reshape(batch, self.key_heads, group, self.head_size)
+            mask = mask.expand(-1, -1, group, -1)
+        else:
+            keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        seen = seen.reshape(batch, self.heads, length, self.head_size)
         return functional.linear(seen.transpose(1, 2).flatten(2), layer.out)
 
     def _normed(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -111,15 +141,6 @@ def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     return states * cos + torch.cat([-right, left], -1) * sin
 
 
-@dataclass
-class Answers:
-    """One wave of answers with the target's most likely tokens at every place."""
-
-    token_ids: list[list[int]]  # B of up to T
-    top_ids: list[torch.Tensor]  # B of [T, K] int64
-    top_log_probs: list[torch.Tensor]  # B of [T, K] float32
-
-
 @torch.inference_mode()
 def answer(
     teacher: Teacher,
@@ -127,43 +148,27 @@ def answer(
     max_new_tokens: int,
     temperature: float,
     end_token_id: int,
-    num_labels: int,
-    generator: torch.Generator,
-) -> Answers:
-    """Continue all prompts until `end_token_id` or `max_new_tokens`, greedily at temperature 0."""
-    longest = max(map(len, prompts))
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts])
-    teacher.begin(padding, longest + max_new_tokens)
-    ids = torch.tensor([[end_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    found = Answers([[] for _ in prompts], [], [])
-    tops: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
-    alive = list(range(len(prompts)))
+    seed: int,
+) -> list[list[int]]:
+    """Continue all prompts until `end_token_id`, which is part of the answer, or `max_new_tokens`; greedily at
+    temperature 0."""
+    generator = torch.Generator(teacher.device).manual_seed(seed)
+    said = torch.full((len(prompts), max_new_tokens), end_token_id, device=teacher.device)
+    going = torch.arange(len(prompts), device=teacher.device)
+    logits = teacher.begin(prompts, max_new_tokens, end_token_id)
     for step in range(max_new_tokens):
-        logits = teacher.read(ids)  # [B', V]
-        top = logits.topk(num_labels)  # [B', K]
-        tops.append((list(alive), top.indices, top.values - logits.logsumexp(-1, keepdim=True)))
         if temperature:
-            drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            drawn = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
         else:
-            drawn = top.indices[:, 0]
-        for row, token_id in zip(alive, drawn.tolist(), strict=True):
-            found.token_ids[row].append(token_id)
-        ids = drawn[:, None]
-        going = (drawn != end_token_id).nonzero()[:, 0]
-        if len(going) == 0 or step + 1 == max_new_tokens:
-            break
-        if len(going) <= 0.9 * len(alive) or len(alive) <= 8:
-            teacher.keep(going)
-            alive, ids = [alive[i] for i in going.tolist()], ids[going]
-    return _collected(found, tops)
-
-
-def _collected(found: Answers, tops: list[tuple[list[int], torch.Tensor, torch.Tensor]]) -> Answers:
-    """Labels by text; what was drawn after an end is dropped."""
-    ends = [row.index(2) + 1 if 2 in row else len(row) for row in found.token_ids]
-    for row, end in enumerate(ends):
-        places = [(ids[alive.index(row)], probs[alive.index(row)]) for alive, ids, probs in tops[:end]]
-        found.top_ids.append(torch.stack([ids for ids, _ in places]))
-        found.top_log_probs.append(torch.stack([probs for _, probs in places]))
-        del found.token_ids[row][end:]
-    return found
+            drawn = logits.argmax(-1)
+        said[going, step] = drawn
+        if step % _LOOK_EVERY == _LOOK_EVERY - 1:
+            rows = (said[going, : step + 1] != end_token_id).all(-1).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            if len(rows) <= 0.9 * len(going):
+                teacher.keep(rows)
+                going, drawn = going[rows], drawn[rows]
+        if step + 1 < max_new_tokens:
+            logits = teacher.read(drawn)
+    return [row[: row.index(end_token_id) + 1] if end_token_id in row else row for row in said.tolist()]
