@@ -88,11 +88,11 @@ def test_after_fifty_rounds_the_rule_is_as_fast_as_with_costs_that_are_known(c, 
 
 @pytest.mark.parametrize("factors", [(2.0, 1.0), (1.0, 2.0), (2.0, 2.0)])
 def test_a_step_that_takes_twice_as_long_from_half_way_on_is_followed(factors):
-    before = machine(0.15, JUMP)
+    before = machine(0.1, JUMP)
     after = CostProfile.of_steps(
         factors[0] * before.draft_step, [factors[1] * step for step in before.target_steps], OVERHEAD
     )
-    prior = CostProfile(0.15, 1.0)
+    prior = CostProfile(0.1, 1.0)
     policy, costs = serve(lambda number: before if number < 200 else after, prior, 200 + 3 * BLOCK)
     assert share_of_best(policy, after) > 0.99
     assert costs.profile.draft_step == pytest.approx(after.draft_step, rel=0.15)

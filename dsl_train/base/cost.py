@@ -18,7 +18,7 @@ import numpy as np
 #: Tokens of the widest verification that the rule's line is laid through: beyond, blocks are rare and another kernel's.
 TYPICAL_WIDTH = 9
 #: Drafts that the rule looks ahead, and the share of survival that each further one is taken to keep.
-AHEAD, KEPT = 12, 0.9
+AHEAD, KEPT = 12, 0.8
 #: Positions with a threshold of their own.
 _POSITIONS = 16
 

@@ -15,7 +15,7 @@ from dsl_train.base.records import DraftPrimitives
 from dsl_train.features.primitives import read_draft
 from dsl_train.runners import compiled, llama
 from dsl_train.runners.kv_cache import growing_cache, keeps_every_token
-from dsl_train.runners.narrow_head import narrowed
+from dsl_train.runners.narrow_head import head_tokens, narrowed
 
 
 class CachedModel:
@@ -31,6 +31,7 @@ class CachedModel:
         self.model = model
         self.device = model.device
         self.context = context_length(model)
+        self._num_proposed = head_tokens(model)  # None: all
         self._decoder: Decoder = _decoder_for(model)
         if isinstance(self._decoder, compiled.CompiledDecoder):
             self._compiled = self._decoder
@@ -68,7 +69,7 @@ class CachedModel:
         """What greedy drafting reads of :meth:`logits`: each row's most likely token, and the last row's primitives
         without entropy."""
         if self._compiled is None:
-            return read_draft(self.logits(token_ids, keep), without_entropy=True)
+            return read_draft(self.logits(token_ids, keep)[:, : self._num_proposed], without_entropy=True)
         rows = self._compiled.read(self._new(token_ids, keep), self.length, keep)
         self._remember(token_ids)
         _, first, second = rows[-1]

@@ -26,9 +26,10 @@ from transformers.activations import SiLUActivation
 from dsl_train.runners.kv_cache import keeps_every_token, reserve
 from dsl_train.runners.narrow_head import head_tokens
 
-#: Up to so many tokens the weights stand on the left of the product: with two tokens on the left torch's kernels on the
-#: CPU took twice as long as with one (SmolLM2-135M, 2 cores of an AMD EPYC: 104 ms after 52, the other way round 44).
-_FEW_TOKENS = 16
+#: In float32 on the CPU, products with up to so many tokens are taken as two halves of the weights' rows, weights on the
+#: left up to _FEW_TOKENS: torch's kernels for one token, and for a few on the left, leave cores idle. All matrices of
+#: SmolLM2-135M on 2 cores of an AMD EPYC: one token 48 ms as `linear`, 11 as halves; four 69 and 25; twelve 82 and 53.
+_SOME_TOKENS, _FEW_TOKENS = 16, 8
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
 #: First of the parameters that read one input -> all their rows, in the memory that they share.
@@ -45,10 +46,17 @@ class _Linear(NamedTuple):
         return cls(module.weight, module.bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, in] -> [T, out]
-        if 1 < len(x) <= _FEW_TOKENS and x.is_cpu and x.dtype is torch.float32:
-            outputs = torch.mm(self.weight, x.t()).t().contiguous()
+        if len(x) <= _SOME_TOKENS and x.is_cpu and x.dtype is torch.float32 and len(self.weight) % 2 == 0:
+            outputs = _halves(x, self.weight.view(2, -1, x.shape[1]))
             return outputs if self.bias is None else outputs.add_(self.bias)
         return functional.linear(x, self.weight, self.bias)
+
+
+def _halves(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # [T, in], [2, out / 2, in] -> [T, out]
+    if len(x) <= _FEW_TOKENS:
+        columns = x.t() if len(x) > 1 else x.repeat(2, 1).t()  # one column would be another, slower kernel's
+        return torch.bmm(weight, columns.expand(2, -1, -1)).flatten(0, 1).t()[: len(x)].contiguous()
+    return torch.bmm(x.expand(2, -1, -1), weight.transpose(1, 2)).transpose(0, 1).reshape(len(x), -1)
 
 
 class _Head(NamedTuple):
