@@ -26,9 +26,9 @@ from transformers.activations import SiLUActivation
 from dsl_train.runners.kv_cache import keeps_every_token, reserve
 from dsl_train.runners.narrow_head import head_tokens
 
-#: In float32 on the CPU, products with up to so many tokens are taken as two halves of the weights' rows, weights on the
-#: left up to _FEW_TOKENS: torch's kernels for one token, and for a few on the left, leave cores idle. All matrices of
-#: SmolLM2-135M on 2 cores of an AMD EPYC: one token 48 ms as `linear`, 11 as halves; four 69 and 25; twelve 82 and 53.
+#: In float32 on the CPU, products with up to so many tokens are taken as two halves of the weights' rows, with the
+#: weights on the left up to _FEW_TOKENS: torch's kernels for few tokens leave cores idle otherwise. All matrices of
+#: SmolLM2-135M on 2 cores of an AMD EPYC: one token 48 ms as `linear`, 14 as halves; four 69 and 25; twelve 82 and 53.
 _SOME_TOKENS, _FEW_TOKENS = 16, 8
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
