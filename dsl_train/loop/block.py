@@ -5,14 +5,22 @@ in docs/sampling.md. Letters: K drafted tokens, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
+from dsl_train.base.records import DslError
 from dsl_train.base.sampling import draw
 
 Verification = Literal["block", "token"]
 """Judge a sampled block as a whole, or token by token (Leviathan et al. 2211.17192); the text has the same law."""
+
+
+def checked(verification: str) -> Verification:
+    """Raises DslError for a name that is none."""
+    if verification not in get_args(Verification):
+        raise DslError(f"verification is {verification!r}; choose one of {', '.join(get_args(Verification))}")
+    return verification  # type: ignore[return-value]  # mypy does not narrow by get_args
 
 
 def verify_block(

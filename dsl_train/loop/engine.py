@@ -13,7 +13,7 @@ import torch
 from dsl_train.base.policy import Policy, tell_times
 from dsl_train.base.records import DslError, GenerationResult, Round
 from dsl_train.base.sampling import Sampling, draw, most_likely
-from dsl_train.loop.block import Verification
+from dsl_train.loop.block import Verification, checked
 from dsl_train.loop.drafter import DraftBlock, Drafter
 from dsl_train.loop.verify import Verdict, token_probs, verify, verify_greedy
 from dsl_train.runners.cached import CachedModel
@@ -34,7 +34,7 @@ class SpeculativeEngine:
         verification: Verification = "block",
     ) -> None:
         """`verification` is of sampled blocks with two or more drafts."""
-        self.target, self.draft, self.policy, self.verification = target, draft, policy, verification
+        self.target, self.draft, self.policy, self.verification = target, draft, policy, checked(verification)
         self.sampling = sampling or Sampling()
         self.eos_token_ids = frozenset(eos_token_ids)
 
