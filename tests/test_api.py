@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.loop.engine import autoregressive
 from dsl_train.pair.loading import load_pair
 from dsl_train.policies.learned import LearnedPolicy
+from dsl_train.predictor.runtime import ThresholdTable
 from dsl_train.runners.cached import CachedModel
 
 PROMPT = "def f(a, b):"
@@ -222,3 +224,33 @@ def test_a_predictor_is_pickled_and_copied(shipped):
     vector = np.zeros(len(FEATURE_NAMES), np.float32)
     for other in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor)):
         assert other.survival(vector) == predictor.survival(vector)
+
+
+@pytest.mark.parametrize("given", [{"threshold": 0.2}, {"costs": CostProfile(1.0, 8.0)}])
+def test_a_sampled_text_repeats_with_its_seed_whatever_the_machines_speed(shipped, monkeypatch, given):
+    """Same seed, models and thresholds: other times, measured ones included, change nothing."""
+    pair, predictor = load_pair(**shipped, dtype="float32", device="cpu"), load_predictor(shipped["draft"])
+    predictor.table = ThresholdTable((0.1, 0.3), (0.2, 0.2))
+    quick, texts = CachedModel.logits, []
+    for pause in (0.0, 0.01):
+
+        def slow(model, *arguments, _pause=pause, **options):
+            time.sleep(_pause if model.model is pair.draft else 0.0)
+            return quick(model, *arguments, **options)
+
+        monkeypatch.setattr(CachedModel, "logits", slow)
+        speculator = Speculator(pair, predictor=predictor, **given)
+        results = [speculator.generate(PROMPT, Sampling(0.9), 25, seed=seed).result for seed in (1, 2)]
+        texts.append([(result.token_ids, result.rounds) for result in results])
+    assert texts[0] == texts[1]
+    assert max(len(one.drafted) for _, rounds in texts[0] for one in rounds) > 1
+
+
+def test_verification_by_token_is_a_choice_and_other_words_are_refused(shipped):
+    options = {"temperature": 0.9, "policy": "static:4", "max_new_tokens": 40, "seed": 3}
+    texts = {
+        name: generate(**shipped, prompt=PROMPT, verification=name, **options).result for name in ("block", "token")
+    }
+    assert texts["block"].rounds != texts["token"].rounds
+    with pytest.raises(DslError, match="'blok'; choose one of block, token"):
+        generate(**shipped, prompt=PROMPT, verification="blok", **options)

@@ -313,3 +313,14 @@ def test_the_models_are_left_as_they_were(target, draft):
     before = [copy.deepcopy(model.generation_config.to_dict()) for model in (target, draft)]
     ours(target, draft, repetition_penalty=1.2)
     assert [model.generation_config.to_dict() for model in (target, draft)] == before
+
+
+def test_blocks_are_judged_as_a_whole_unless_told_otherwise(target, draft):
+    texts = {}
+    for name in ("block", "token", None):
+        torch.manual_seed(4)
+        options = {"verification": name} if name else {}
+        texts[name] = ours(target, draft, do_sample=True, temperature=0.9, policy="static:4", **options).tolist()
+    assert texts[None] == texts["block"] != texts["token"]
+    with pytest.raises(DslError, match="'blok'; choose one of block, token"):
+        ours(target, draft, do_sample=True, verification="blok")

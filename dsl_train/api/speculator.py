@@ -23,6 +23,7 @@ from dsl_train.base.cost import CostProfile
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import GenerationResult, Round
 from dsl_train.base.sampling import Sampling
+from dsl_train.loop.block import Verification, checked
 from dsl_train.loop.engine import OnRound, SpeculativeEngine
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair, load_pair, load_tokenizer
@@ -72,6 +73,7 @@ def generate(
     seed: int = 0,
     on_text: Callable[[str], None] | None = None,
     compile: bool = False,
+    verification: Verification = "block",
 ) -> Generation:
     """Continue `prompt`, or answer it if the pair has encoders, with exactly the target's tokens (greedy) or
     distribution (temperature > 0).
@@ -79,8 +81,9 @@ def generate(
     `predictor` defaults to the one shipped in the draft's `dsl` folder; `policy` to the learned one, which
     learns what a draft token costs here and sets its own threshold; `adapt` corrects it by what was accepted, which
     one text is short for. `on_text` receives the text as it grows. `compile` takes a minute before the first token and
-    makes every later one quicker (`compiled.py`), until the process ends. For many prompts build a :class:`Speculator`
-    once.
+    makes every later one quicker (`compiled.py`), until the process ends. `verification` judges sampled blocks as a
+    whole or token by token: the same law, other texts (docs/sampling.md). For many prompts build a
+    :class:`Speculator` once.
 
     The target's `generation_config` is honoured where it changes probabilities (repetition penalty, forbidden or forced
     tokens, least length, min_p, ...). Length, temperature, top_k and top_p are this call's alone. Raises DslError for
@@ -88,7 +91,9 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p)  # before anything is loaded
     spec = f"{policy}:adapt" if adapt else policy
-    speculator = Speculator(as_pair(target, draft, tokenizer), spec, predictor, threshold, max_lookahead, compile)
+    speculator = Speculator(
+        as_pair(target, draft, tokenizer), spec, predictor, threshold, max_lookahead, compile, verification=verification
+    )
     return speculator.generate(prompt, sampling, max_new_tokens, seed, on_text=on_text)
 
 
@@ -104,10 +109,11 @@ class Speculator:
         max_lookahead: int | None = None,
         compile: bool = False,
         costs: CostProfile | None = None,
+        verification: Verification = "block",
     ) -> None:
         """Given a `threshold`, or `costs` that it follows from, the learned policy times nothing, and its rounds are
         reproducible; else it follows the costs that it meets."""
-        self.pair, self._lock = pair, threading.Lock()
+        self.pair, self._lock, self.verification = pair, threading.Lock(), checked(verification)
         self.warm_up_seconds = warm_up(pair.target, pair.draft) if compile else 0.0
         self.target, self.draft = runner_of(pair.target), runner_of(pair.draft)
         self.policy = choose_policy(pair, policy, predictor, threshold, costs) if isinstance(policy, str) else policy
@@ -143,7 +149,7 @@ class Speculator:
         encoded, runners = self._encode(prompt), (self.target, self.draft)
         token_ids = begin(encoded, *runners)
         target, draft, law = under_own_settings(self.pair, runners, encoded, sampling or Sampling(), max_new_tokens)
-        engine = SpeculativeEngine(target, draft, self.policy, law, self.pair.eos_token_ids)
+        engine = SpeculativeEngine(target, draft, self.policy, law, self.pair.eos_token_ids, self.verification)
         listeners = [listen for listen in (on_round, stream and stream.on_round) if listen]
 
         def tell(finished: Round) -> None:

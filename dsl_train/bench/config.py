@@ -64,6 +64,8 @@ class BenchConfig:
     """Keep the most likely tokens only; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of tokens with this probability."""
+    verification: Literal["block", "token"] = "block"
+    """How our loop judges sampled blocks: as a whole or token by token (live, verify)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on the CPU, else bfloat16."""
     device: str = "auto"

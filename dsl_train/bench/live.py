@@ -185,7 +185,7 @@ def contender(name: str, setup: Setup, target: CachedModel | None = None, draft:
     if name == AUTOREGRESSIVE:
         return lambda prompt, seed: autoregressive(target, begin(prompt, target), max_new_tokens, sampling, eos, seed)
     draft = draft or runner_of(pair.draft)
-    engine = SpeculativeEngine(target, draft, setup.policy(name), sampling, eos)
+    engine = SpeculativeEngine(target, draft, setup.policy(name), sampling, eos, setup.config.verification)
     return lambda prompt, seed: engine.generate(begin(prompt, target, draft), max_new_tokens, seed)
 
 

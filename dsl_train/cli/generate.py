@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsl_train.cli.app import run
 
@@ -49,6 +49,8 @@ class GenerateConfig:
     """Sample among the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Sample among the most likely tokens with this much probability together."""
+    verification: Literal["block", "token"] = "block"
+    """Judge sampled blocks as a whole, which keeps more of them, or token by token."""
     seed: int = 0
     """Seed of each response's own random generator."""
     dtype: str = "auto"
@@ -97,7 +99,10 @@ def _generate(config: GenerateConfig) -> "list[Generation]":
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     pair = load_pair(config.target, config.draft, config.dtype, config.device)
     policy = f"{config.policy}:adapt" if config.adapt else config.policy
-    speculator = Speculator(pair, policy, config.predictor, config.threshold, config.max_lookahead, config.compile)
+    speculator = Speculator(
+        *(pair, policy, config.predictor, config.threshold, config.max_lookahead, config.compile),
+        verification=config.verification,
+    )
     writer = Writer(speculator, sampling, config.max_new_tokens, config.seed, config.show_lookahead)
     if config.compile:
         writer.note(f"warmed up in {speculator.warm_up_seconds:.1f} s")

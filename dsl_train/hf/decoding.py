@@ -21,6 +21,7 @@ from dsl_train.hf.frames import running
 from dsl_train.hf.policy import policy_of
 from dsl_train.hf.request import read_request
 from dsl_train.hf.stopping import Stopped, TextWatch
+from dsl_train.loop.block import Verification
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.runners.cached import CachedModel
@@ -39,13 +40,15 @@ def decode(
     predictor: Predictor | str | Path | None = None,
     policy: str | Policy = "learned",
     threshold: float | None = None,
+    verification: Verification = "block",
     inputs_tensor: torch.Tensor | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | ModelOutput:
     """The target's own tokens (greedy) or distribution (sampling), [1, T + new], or transformers' output object.
 
-    `draft_model`, `predictor`, `policy` and `threshold` are arguments of `generate` here; the predictor is by default
-    the one in the draft's `dsl` folder. Raises DslError for every option it cannot honour.
+    `draft_model`, `predictor`, `policy`, `threshold` and `verification` (`dsl_train.generate` describes them) are
+    arguments of `generate` here; the predictor is by default the one in the draft's `dsl` folder. Raises DslError for
+    every option it cannot honour.
     """
     if draft_model is None:
         raise DslError("custom_generate=dsl_train.hf.decode needs a draft; pass draft_model= (not assistant_model=)")
@@ -58,7 +61,7 @@ def decode(
         for runner in _runners(model, draft_model, inputs_tensor, len(request.padding), model_kwargs)
     )
     request.check_room(target.context)
-    engine = SpeculativeEngine(target, draft, chosen, sampling, request.eos_token_ids)
+    engine = SpeculativeEngine(target, draft, chosen, sampling, request.eos_token_ids, verification)
     streamer = running(GenerationMixin.generate).get("streamer")
     watch = TextWatch(input_ids, request.criteria, streamer, target.scores if request.output_scores else None)
     try:

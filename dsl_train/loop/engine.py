@@ -13,6 +13,7 @@ import torch
 from dsl_train.base.policy import Policy, tell_times
 from dsl_train.base.records import DslError, GenerationResult, Round
 from dsl_train.base.sampling import Sampling, draw, most_likely
+from dsl_train.loop.block import Verification, checked
 from dsl_train.loop.drafter import DraftBlock, Drafter
 from dsl_train.loop.verify import Verdict, token_probs, verify, verify_greedy
 from dsl_train.runners.cached import CachedModel
@@ -30,8 +31,10 @@ class SpeculativeEngine:
         policy: Policy,
         sampling: Sampling | None = None,
         eos_token_ids: Iterable[int] = (),
+        verification: Verification = "block",
     ) -> None:
-        self.target, self.draft, self.policy = target, draft, policy
+        """`verification` is of sampled blocks with two or more drafts."""
+        self.target, self.draft, self.policy, self.verification = target, draft, policy, checked(verification)
         self.sampling = sampling or Sampling()
         self.eos_token_ids = frozenset(eos_token_ids)
 
@@ -100,7 +103,7 @@ class SpeculativeEngine:
         else:
             target_probs = self.sampling.probs(logits)  # [K + 1, V]
             draft_probs = block.probs if block.probs is not None else target_probs[:0]
-            verdict = verify(target_probs, draft_probs, drafted, generator)
+            verdict = verify(target_probs, draft_probs, drafted, generator, self.verification)
         committed = text.commit([*drafted[: verdict.num_accepted], verdict.token_id])
         if drafter.view:
             if self.sampling.greedy:

@@ -1,6 +1,7 @@
 """Accept or reject a drafted block and add the target's own token. Pure.
 
-Letters: K drafted tokens, V vocabulary. Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, theorem 1.
+Letters: K drafted tokens, V vocabulary. Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, theorem 1;
+several drafted tokens are by default judged together (`block.py`).
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dsl_train.base.sampling import draw, on_host
+from dsl_train.loop.block import Verification, verify_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,12 @@ def verify(
     draft_probs: torch.Tensor,  # [K, V] float32
     drafted: Sequence[int],  # [K]
     generator: torch.Generator,
+    verification: Verification = "block",
 ) -> Verdict:
-    """Accept token i with probability min(1, target/draft); on rejection draw from norm(max(target - draft, 0))."""
+    """Token by token: accept token i with probability min(1, target/draft); on rejection draw from norm(max(target -
+    draft, 0)). A block of one token is judged so either way."""
+    if verification == "block" and len(drafted) > 1:
+        return Verdict(*verify_block(target_probs, draft_probs, ratios(target_probs, draft_probs, drafted), generator))
     if drafted:
         coins = torch.rand(len(drafted), generator=generator, device=target_probs.device)  # [K], range [0, 1)
         for i, is_accepted in enumerate(_accepted(coins, target_probs, draft_probs, drafted)):
@@ -40,8 +46,8 @@ def _accepted(
     if not coins.is_cpu:
         flags: list[bool] = (coins < acceptance(target_probs, draft_probs, drafted)).tolist()
         return flags
-    probs = zip(token_probs(target_probs, drafted), token_probs(draft_probs, drafted), strict=True)
-    return [coin < target / draft for coin, (target, draft) in zip(coins.tolist(), probs, strict=True)]
+    pairs = zip(coins.tolist(), ratios(target_probs, draft_probs, drafted), strict=True)
+    return [coin < ratio for coin, ratio in pairs]
 
 
 def verify_greedy(choices: Sequence[int], drafted: Sequence[int]) -> Verdict:
@@ -55,6 +61,12 @@ def verify_greedy(choices: Sequence[int], drafted: Sequence[int]) -> Verdict:
 def acceptance(target_probs: torch.Tensor, draft_probs: torch.Tensor, drafted: Sequence[int]) -> torch.Tensor:
     """min(1, target/draft) of each drafted token, [K]; a token was drawn, so its draft probability is positive."""
     return _gathered(target_probs, drafted).div(_gathered(draft_probs, drafted)).clamp(max=1.0)
+
+
+def ratios(target_probs: torch.Tensor, draft_probs: torch.Tensor, drafted: Sequence[int]) -> list[float]:
+    """target/draft of each drafted token, [K]."""
+    pairs = zip(token_probs(target_probs, drafted), token_probs(draft_probs, drafted), strict=True)
+    return [target / draft for target, draft in pairs]
 
 
 def token_probs(probs: torch.Tensor, token_ids: Sequence[int]) -> list[float]:  # [>= K, V] -> [K]
