@@ -48,7 +48,7 @@ class CachedModel:
         conversation; forget the rest, or all of it where a layer cannot go back to any token."""
         longest = min(self.length, len(token_ids) - 1)
         shared = next((i for i in range(longest) if self._fed[i] != token_ids[i]), longest)
-        if shared > 0 and (shared == self.length or keeps_every_token(self.model.config)):
+        if shared > 0 and keeps_every_token(self.model.config):
             self.truncate(shared)
         else:
             self.reset()

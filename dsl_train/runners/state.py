@@ -7,7 +7,9 @@ comes after more than `MOST_REREAD` tokens to be read again do these get a forwa
 each of its tokens and reads none of them twice.
 """
 
+import copy
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,8 +35,8 @@ class StateKind:
     folds: bool = False
     """A layer folds the text into a state that cannot be cropped. Convolutions' last inputs can: transformers records
     them."""
-    lie_elsewhere: bool = False
-    """A layer that should have a state in the cache has none: the model keeps it in a place of its own."""
+    lies_elsewhere: bool = False
+    """A layer that should leave a state in the cache leaves none."""
     reads_on: bool = True
     """Several tokens at once go on from the state before them. A scan written for prompts alone, as Mamba's first,
     begins anew: its logits are the same whatever the state is."""
@@ -45,7 +47,7 @@ _known: WeakKeyDictionary[PreTrainedModel, StateKind] = WeakKeyDictionary()
 
 def kind_of(model: PreTrainedModel) -> StateKind:
     """Tried out on five tokens, once a model; not at all where the configuration names no layer with a state."""
-    if not any(_is_linear(layer) for layer in DynamicCache(config=model.config).layers):
+    if not any(is_linear(layer) for layer in DynamicCache(config=model.config).layers):
         return StateKind()
     if model not in _known:
         _known[model] = _try_out(model)
@@ -73,6 +75,7 @@ class StateDecoder:
 
     def __init__(self, inner: CachedDecoder) -> None:
         self._inner, self._reads_on = inner, kind_of(inner.model).reads_on
+        self._beginning, self._later = inner.model, without_limits(inner.model)
         self._end = 0  # tokens read
         self._kept: dict[int, list[_State]] = {}  # by the number of tokens read
 
@@ -108,7 +111,7 @@ class StateDecoder:
     def reset(self) -> None:
         self._inner.reset()
         for layer in self._inner.cache.layers:
-            if _is_linear(layer) and not isinstance(layer, DynamicSlidingWindowLayer):
+            if is_linear(layer) and not isinstance(layer, DynamicSlidingWindowLayer):
                 layer.record_past = False  # its inputs are kept with its state
         self._end = 0
         self._kept.clear()
@@ -122,18 +125,43 @@ class StateDecoder:
         if start:
             self._kept[start] = list(_copies(self._inner.cache))
         self._end = start + len(token_ids)
+        self._inner.model = self._later if start else self._beginning
         return self._inner.logits(token_ids, start, keep)
 
     def _crop(self, num_removed: int) -> None:
         """Take the last tokens back from what attends to them."""
         for layer in self._inner.cache.layers:
-            if not _is_linear(layer):
+            if not is_linear(layer):
                 layer.crop(-num_removed)
             elif isinstance(layer, DynamicSlidingWindowLayer):
                 DynamicSlidingWindowLayer.crop(layer, -num_removed)
                 LinearAttentionLayer.crop(layer, 0)
             elif isinstance(layer, DynamicLayer):
                 DynamicLayer.crop(layer, -num_removed)
+
+
+_unlimited: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+
+
+def without_limits(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it reads after the prompt: transformers clamps the time steps of Mamba 2's layers where several
+    tokens are read, but not where one is, and `generate` reads one at a time after its prompt. A copy over the same
+    weights where there are limits, the model itself where there are none."""
+    known = _unlimited.get(model)
+    if known is None or (known.device, known.dtype) != (model.device, model.dtype):
+        if not any(map(_is_limited, model.modules())):
+            return model
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        copied = copy.deepcopy(model, shared)
+        for module in filter(_is_limited, copied.modules()):
+            module.time_step_limit = (0.0, math.inf)
+        _unlimited[model] = copied
+    return _unlimited[model]
+
+
+def _is_limited(module: Any) -> bool:
+    lowest, highest = getattr(module, "time_step_limit", None) or (0.0, math.inf)
+    return bool(lowest > 0 or highest < math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +180,7 @@ class _State:
 
 def _copies(cache: DynamicCache) -> Iterator[_State]:
     """Layers write into their states, so that a reference would not do."""
-    layers: list[Any] = [layer for layer in cache.layers if _is_linear(layer)]
+    layers: list[Any] = [layer for layer in cache.layers if is_linear(layer)]
     for layer in layers:
         for index, inputs in layer.conv_states.items():
             if inputs is not None:  # more than the convolution's width where transformers records them
@@ -168,9 +196,9 @@ def _try_out(model: PreTrainedModel) -> StateKind:
     caches = [DynamicCache(config=model.config) for _ in range(2)]
     for cache in caches:
         _forward(model, text[:, :3], cache)
-    layers = [layer for layer in caches[1].layers if _is_linear(layer)]
+    layers = [layer for layer in caches[1].layers if is_linear(layer)]
     if not all(layer.has_previous_state[0] or _folds(layer) for layer in layers):
-        return StateKind(folds=True, lie_elsewhere=True)
+        return StateKind(folds=True, lies_elsewhere=True)
     if not any(map(_folds, layers)):
         return StateKind()
     for state in _copies(caches[1]):
@@ -187,7 +215,8 @@ def _forward(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCach
     return logits
 
 
-def _is_linear(layer: object) -> bool:
+def is_linear(layer: object) -> bool:
+    """Whether a cache's layer has room for states."""
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
