@@ -110,8 +110,8 @@ class StateDecoder:
 
     def reset(self) -> None:
         self._inner.reset()
-        for layer in self._inner.cache.layers:
-            if is_linear(layer) and not isinstance(layer, DynamicSlidingWindowLayer):
+        for layer in _linear_layers(self._inner.cache):
+            if not isinstance(layer, DynamicSlidingWindowLayer):
                 layer.record_past = False  # its inputs are kept with its state
         self._end = 0
         self._kept.clear()
@@ -130,12 +130,13 @@ class StateDecoder:
 
     def _crop(self, num_removed: int) -> None:
         """Take the last tokens back from what attends to them."""
-        for layer in self._inner.cache.layers:
+        layers: list[Any] = self._inner.cache.layers
+        for layer in layers:
             if not is_linear(layer):
                 layer.crop(-num_removed)
             elif isinstance(layer, DynamicSlidingWindowLayer):
-                DynamicSlidingWindowLayer.crop(layer, -num_removed)
-                LinearAttentionLayer.crop(layer, 0)
+                DynamicSlidingWindowLayer.crop(layer, -num_removed)  # type: ignore[arg-type]
+                LinearAttentionLayer.crop(layer, 0)  # the convolution's inputs, to its width
             elif isinstance(layer, DynamicLayer):
                 DynamicLayer.crop(layer, -num_removed)
 
@@ -154,7 +155,7 @@ def without_limits(model: PreTrainedModel) -> PreTrainedModel:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         copied = copy.deepcopy(model, shared)
         for module in filter(_is_limited, copied.modules()):
-            module.time_step_limit = (0.0, math.inf)
+            setattr(module, "time_step_limit", (0.0, math.inf))  # noqa: B010  # a module's attributes are tensors to mypy
         _unlimited[model] = copied
     return _unlimited[model]
 
@@ -180,8 +181,7 @@ class _State:
 
 def _copies(cache: DynamicCache) -> Iterator[_State]:
     """Layers write into their states, so that a reference would not do."""
-    layers: list[Any] = [layer for layer in cache.layers if is_linear(layer)]
-    for layer in layers:
+    for layer in _linear_layers(cache):
         for index, inputs in layer.conv_states.items():
             if inputs is not None:  # more than the convolution's width where transformers records them
                 yield _State(layer, False, index, inputs[..., -layer.conv_kernel_size[index] :].clone())
@@ -196,7 +196,7 @@ def _try_out(model: PreTrainedModel) -> StateKind:
     caches = [DynamicCache(config=model.config) for _ in range(2)]
     for cache in caches:
         _forward(model, text[:, :3], cache)
-    layers = [layer for layer in caches[1].layers if is_linear(layer)]
+    layers = _linear_layers(caches[1])
     if not all(layer.has_previous_state[0] or _folds(layer) for layer in layers):
         return StateKind(folds=True, lies_elsewhere=True)
     if not any(map(_folds, layers)):
@@ -218,6 +218,10 @@ def _forward(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCach
 def is_linear(layer: object) -> bool:
     """Whether a cache's layer has room for states."""
     return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def _linear_layers(cache: DynamicCache) -> list[Any]:
+    return [layer for layer in cache.layers if is_linear(layer)]
 
 
 def _folds(layer: Any) -> bool:

@@ -4,7 +4,6 @@ Looks at a loaded model's class, configuration and the cache transformers would 
 state, on five tokens.
 """
 
-
 from transformers import DynamicCache, PreTrainedModel
 
 from dsl_train.base.records import DslError
@@ -101,8 +100,10 @@ def _state(model: PreTrainedModel, role: str) -> str:
     if strange:
         return f"its {', '.join(sorted(strange))} cannot be rolled back to before a rejected token; {advice}"
     kind = kind_of(model)
-    if kind.lies_elsewhere or (model._is_stateful and not kind.folds):
+    if kind.lies_elsewhere:
         return f"it keeps its state outside the cache, where it cannot be put back after a rejected token; {advice}"
+    if model._is_stateful and not kind.folds:  # said by the modelling code itself, but of another cache
+        return f"its layers fold the text into a state that cannot go back before a rejected token; {advice}"
     if role == "target" and not kind.reads_on:
         return (
             "its scan reads several tokens from an empty state, so a block would be verified one token at a time; it "
