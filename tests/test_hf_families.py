@@ -12,21 +12,28 @@ from dsl_train.pair.loading import load_pair
 from dsl_train.runners.supported import check_pair_supported, check_supported
 
 
-def test_a_recurrent_model_is_refused_when_it_is_loaded_and_when_it_is_given(tmp_path):
+def test_a_scan_that_begins_anew_is_refused_as_a_target_when_it_is_loaded_and_when_it_is_given(tmp_path):
     mamba = next(family for family in REFUSED if family.model.startswith("Mamba")).make()
     mamba.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    sentence = r"target .*mamba \(MambaForCausalLM\) cannot be used .* cannot go back .*choose a model"
+    sentence = r"target .*mamba \(MambaForCausalLM\) cannot be used .* from an empty state.* it can be a draft"
     with pytest.raises(DslError, match=sentence):
         load_pair(str(tmp_path), str(tmp_path))
-    with pytest.raises(DslError, match=sentence.replace("target .*", "draft: ")):
-        generate(make_model(0), mamba, [1, 2], tokenizer=make_tokenizer())
+    with pytest.raises(DslError, match=sentence.replace("target .*", "target: ")):
+        generate(mamba, make_model(0), [1, 2], tokenizer=make_tokenizer())
+    check_supported(mamba, "draft")
 
 
-def test_a_state_that_transformers_does_not_name_is_found_in_the_cache():
-    model = make_model(0)
-    model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(DslError, match="its LinearAttentionLayer cannot be rolled back"):
+@pytest.mark.parametrize("name", ["RecurrentGemma", "Rwkv"])
+def test_a_state_in_a_place_of_its_own_is_refused(name):
+    model = next(family for family in REFUSED if family.name == name).make()
+    with pytest.raises(DslError, match=r"it keeps its (state outside the cache|past in a form of its own).*choose"):
+        check_supported(model, "draft")
+
+
+def test_another_cache_of_a_stateful_model_is_refused():
+    model = next(family for family in REFUSED if family.name == "DeepseekV4").make()
+    with pytest.raises(DslError, match="its layers fold the text into a state that cannot go back"):
         check_supported(model, "target")
 
 

@@ -19,8 +19,8 @@ from dsl_train.base.records import DslError
 
 #: Arguments of the forward that `generate` sets by itself, or that are read here.
 _READ = {
-    *("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "encoder_outputs"),
-    "inputs_embeds",
+    *("attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache", "logits_to_keep"),
+    *("encoder_outputs", "inputs_embeds"),
 }
 _REFUSED_SETTINGS = ("output_attentions", "output_hidden_states", "prefill_chunk_size", "compile_config")
 
@@ -106,8 +106,9 @@ def _check_inputs(input_ids: torch.Tensor, model_kwargs: Mapping[str, Any]) -> N
             f"inputs_embeds of {embeddings.shape[1]} positions beside {input_ids.shape[1]} input_ids",
             "the draft cannot read the target's embeddings; pass an id for each position beside them",
         )
-    if getattr(model_kwargs.get("past_key_values"), "_is_user_defined", False):
-        raise _unsupported("past_key_values of an earlier call", "pass the whole text as input_ids")
+    for name in ("past_key_values", "cache_params"):
+        if getattr(model_kwargs.get(name), "_is_user_defined", False):
+            raise _unsupported(f"{name} of an earlier call", "pass the whole text as input_ids")
     for name, value in model_kwargs.items():
         if name not in _READ and not _blank(name, value):
             raise _unsupported(name, "leave it out, or generate without a draft")

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
 from dsl_train.base.records import DraftPrimitives
 from dsl_train.features.primitives import read_draft
 from dsl_train.runners import compiled, llama
 from dsl_train.runners.kv_cache import growing_cache, keeps_every_token
 from dsl_train.runners.narrow_head import head_tokens, narrowed
+from dsl_train.runners.state import StateDecoder, cache_argument, kind_of
 
 
 class CachedModel:
@@ -87,10 +88,9 @@ class CachedModel:
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens, and for good: the next call may not ask for fewer where
-        a layer remembers no more than a window of them."""
+        a layer remembers no more than a window of them. A model with a state may forget more and read it again."""
         if self.length:
-            self._decoder.truncate(max(0, self.length - length))
-            self.length = min(self.length, length)
+            self.length -= self._decoder.truncate(max(0, self.length - length))
             del self._fed[self.length :]
 
 
@@ -100,18 +100,22 @@ class Decoder(Protocol):
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
         """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
 
-    def truncate(self, num_removed: int) -> None:
-        """Forget the last tokens fed; 0 says that the rest may be taken for final."""
+    def truncate(self, num_removed: int) -> int:
+        """Forget the last tokens fed, and say how many it were: a state may have to go back further. 0 says that the
+        rest may be taken for final."""
 
     def reset(self) -> None: ...
 
 
 class LibraryDecoder:
-    """Through transformers' own forward: any causal language model whose cache can be rolled back."""
+    """Through transformers' own forward: any causal language model whose cache can be rolled back, or would be but for
+    its states."""
+
+    cache: DynamicCache
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._takes_positions = takes_positions(model)
+        self._takes_positions, self._cache_argument = takes_positions(model), cache_argument(model)
 
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
         return self.run(keep, input_ids=token_ids[None], **self.positions(start, len(token_ids)))
@@ -127,25 +131,31 @@ class LibraryDecoder:
         with grouped_heads(self.model.device):
             output = self.model(
                 **inputs,
-                past_key_values=self._cache,
+                **{self._cache_argument: self.cache},
                 use_cache=True,
                 logits_to_keep=keep,
                 return_dict=True,
             )
         return narrowed(self.model, output.logits[0, -keep:])  # TrOCR keeps them all
 
-    def truncate(self, num_removed: int) -> None:
-        self._cache.crop(-num_removed)
+    def truncate(self, num_removed: int) -> int:
+        self.cache.crop(-num_removed)
+        return num_removed
 
     def reset(self) -> None:
-        self._cache = growing_cache(self.model.config)
+        self.cache = growing_cache(self.model.config)
 
 
 def _decoder_for(model: PreTrainedModel) -> Decoder:
     graphs = compiled.graphs_of(model)
     if graphs is not None:
         return compiled.CompiledDecoder(graphs)
-    return llama.DirectDecoder(model) if llama.fits(model) else LibraryDecoder(model)
+    return llama.DirectDecoder(model) if llama.fits(model) else with_state(LibraryDecoder(model))
+
+
+def with_state(decoder: LibraryDecoder) -> Decoder:
+    """The decoder itself, or what keeps states for it."""
+    return StateDecoder(decoder) if kind_of(decoder.model).folds else decoder
 
 
 def takes_positions(model: PreTrainedModel) -> bool:

@@ -61,8 +61,9 @@ class CompiledDecoder:
         rows = self.graphs.run(padded, start, self._buffers, keep + width - num_fed)
         return [row[:keep] for row in rows]  # behind them what the padding says; what is fed next overwrites its traces
 
-    def truncate(self, num_removed: int) -> None:
+    def truncate(self, num_removed: int) -> int:
         """Nothing to do: what is fed next overwrites."""
+        return num_removed
 
     def reset(self) -> None:
         """Nothing to do either."""

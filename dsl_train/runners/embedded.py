@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from dsl_train.runners.cached import CachedModel, LibraryDecoder
+from dsl_train.runners.cached import CachedModel, LibraryDecoder, with_state
 
 
 class EmbeddedPromptModel(CachedModel):
@@ -11,7 +11,7 @@ class EmbeddedPromptModel(CachedModel):
 
     def __init__(self, model: PreTrainedModel, embeddings: torch.Tensor) -> None:
         super().__init__(model)
-        self._compiled, self._decoder = None, _EmbeddedDecoder(model, embeddings)
+        self._compiled, self._decoder = None, with_state(_EmbeddedDecoder(model, embeddings))
         self.reset()
 
 

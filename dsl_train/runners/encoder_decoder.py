@@ -81,8 +81,9 @@ class _EncodedDecoder:
         logits: torch.Tensor = output.logits[0, -keep:]
         return logits
 
-    def truncate(self, num_removed: int) -> None:
+    def truncate(self, num_removed: int) -> int:
         self._cache.crop(-num_removed)
+        return num_removed
 
     def reset(self) -> None:
         self._cache = EncoderDecoderCache(growing_cache(self.config), self._cross_attention)

@@ -138,8 +138,9 @@ class DirectDecoder:
             x = layer.down(functional.silu(gate).mul_(up)).add_(x)
         return self.head(self._normalise(x[-keep:], self.norm))
 
-    def truncate(self, num_removed: int) -> None:
+    def truncate(self, num_removed: int) -> int:
         """Nothing to do: what is fed next overwrites."""
+        return num_removed
 
     def reset(self) -> None:
         """Nothing to do either."""

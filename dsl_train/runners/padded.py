@@ -18,6 +18,7 @@ from dsl_train.base.records import DslError
 from dsl_train.runners.cached import context_length
 from dsl_train.runners.kv_cache import keeps_every_token
 from dsl_train.runners.narrow_head import narrowed
+from dsl_train.runners.state import cache_argument, kind_of, without_limits
 
 
 class PaddedModel:
@@ -42,7 +43,7 @@ class PaddedModel:
         """Forget all texts but these."""
         self.padding = self.padding[rows]
         if self.length:
-            self._cache.batch_select_indices(rows)
+            self._cache.reorder_cache(rows)  # type: ignore[arg-type]  # a LongTensor is a type of the past
 
     @contextmanager
     def branches(self, rows: torch.Tensor, lengths: torch.Tensor) -> Iterator["Branches"]:
@@ -51,12 +52,19 @@ class PaddedModel:
         self._cache.crop(self.length - self._cache.get_seq_length())
 
     def _forward(self, token_ids: torch.Tensor, keep: int) -> torch.Tensor:
+        if self.length and not kind_of(self.model).reads_on:
+            steps = [self._read(column, keep=1) for column in token_ids.split(1, dim=1)]
+            return torch.cat(steps[-keep:], dim=1)
+        return self._read(token_ids, keep)
+
+    def _read(self, token_ids: torch.Tensor, keep: int) -> torch.Tensor:
         columns = torch.arange(self.length + token_ids.shape[1], device=self.device)
-        output = self.model(
+        model = without_limits(self.model) if self.length else self.model
+        output = model(
             input_ids=token_ids,
             attention_mask=(columns >= self.padding[:, None]).long(),
             position_ids=_positions(self.model, columns[self.length :] - self.padding[:, None]),
-            past_key_values=self._cache,
+            **{cache_argument(self.model): self._cache},
             use_cache=True,
             logits_to_keep=keep,
         )
@@ -119,7 +127,7 @@ def _positions(model: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor:
 def check_padded(model: PreTrainedModel, role: str) -> None:
     """Raises DslError for a model whose texts cannot leave a batch one by one."""
     layers = DynamicCache(config=model.config).layers
-    strange = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "batch_select_indices")})
+    strange = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "reorder_cache")})
     if strange:
         name = model.name_or_path or model.config.model_type
         raise DslError(

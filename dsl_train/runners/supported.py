@@ -1,14 +1,13 @@
 """Which models can take part, and one sentence for each that cannot.
 
-Looks at a loaded model's class, configuration and the cache transformers would give it; runs nothing.
+Looks at a loaded model's class, configuration and the cache transformers would give it; runs those alone that keep a
+state, on five tokens.
 """
 
-import inspect
-
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import LinearAttentionLayer
 
 from dsl_train.base.records import DslError
+from dsl_train.runners.state import cache_argument, is_linear, kind_of
 
 #: Tokens by which sizes of one family pad one vocabulary differently, at most.
 _PADDING = 1024
@@ -53,7 +52,7 @@ def check_kinds(target: PreTrainedModel, draft: PreTrainedModel) -> None:
 
 def check_supported(model: PreTrainedModel, role: str) -> None:
     """Raises DslError unless `model` can be the `role` (target, draft) of a decoder-only pair."""
-    obstacle = _head(model) or _direction(model) or _state(model) or _precision(model)
+    obstacle = _head(model) or _direction(model) or _state(model, role) or _precision(model)
     if obstacle:
         raise _refusal(model, role, obstacle)
 
@@ -63,7 +62,7 @@ def check_encoder_decoder(model: PreTrainedModel, role: str) -> None:
     if not model.config.is_encoder_decoder:
         obstacle = "it has no encoder; pair it with a decoder-only model through dsl_train.generate"
     else:
-        obstacle = _state(model) or _precision(model)
+        obstacle = _state(model, role) or _precision(model)
     if obstacle:
         raise _refusal(model, role, obstacle)
 
@@ -89,26 +88,27 @@ def _direction(model: PreTrainedModel) -> str:
     return ""
 
 
-def _state(model: PreTrainedModel) -> str:
-    """Rollback must be exact: every layer keeps what each token left behind."""
+def _state(model: PreTrainedModel, role: str) -> str:
+    """Rollback must be exact: every layer keeps what each token left behind, or a state that can be kept."""
     advice = "choose a model whose layers all attend to a cache, or generate with the target alone"
-    if model._is_stateful:  # said by the modelling code itself
-        return f"its layers fold the text into a state that cannot go back before a rejected token; {advice}"
     if getattr(model.config, "prompt_length", 0):  # CPM-Ant
         return f"it feeds {model.config.prompt_length} tokens of its own before the text at every call; {advice}"
-    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    if not (takes_cache and model._supports_default_dynamic_cache()):  # type: ignore[operator]  # annotated as Tensor
+    if not (cache_argument(model) and model._supports_default_dynamic_cache()):  # type: ignore[operator]  # annotated as Tensor
         return f"it keeps its past in a form of its own that cannot be rolled back; {advice}"
-    # A convolution's last inputs can be kept; whether a linear layer is nothing but one, only its name tells
-    config = model.config.get_text_config(decoder=True)
-    kinds = getattr(config, "layer_types", None) or []
-    stuck = {
-        type(layer).__name__
-        for i, layer in enumerate(DynamicCache(config=config).layers)
-        if not layer.is_croppable and not (type(layer) is LinearAttentionLayer and kinds[i : i + 1] == ["conv"])
-    }
-    if stuck:
-        return f"its {', '.join(sorted(stuck))} cannot be rolled back to before a rejected token; {advice}"
+    layers = DynamicCache(config=model.config).layers
+    strange = {type(layer).__name__ for layer in layers if not (is_linear(layer) or layer.is_croppable)}
+    if strange:
+        return f"its {', '.join(sorted(strange))} cannot be rolled back to before a rejected token; {advice}"
+    kind = kind_of(model)
+    if kind.lies_elsewhere:
+        return f"it keeps its state outside the cache, where it cannot be put back after a rejected token; {advice}"
+    if model._is_stateful and not kind.folds:  # said by the modelling code itself, but of another cache
+        return f"its layers fold the text into a state that cannot go back before a rejected token; {advice}"
+    if role == "target" and not kind.reads_on:
+        return (
+            "its scan reads several tokens from an empty state, so a block would be verified one token at a time; it "
+            "can be a draft, or generate with the target alone"
+        )
     return ""
 
 

@@ -14,6 +14,7 @@ import torch
 
 from dsl_train import attach
 from dsl_train.base.policy import Policy
+from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.hindsight import HindsightCollector
@@ -96,7 +97,11 @@ def attached(family: Family) -> None:
     """transformers' assisted generation with our stop rule against the target's own `generate`."""
     for case in _supported(family):
         assistant = attach(case.draft, policy=Hostile())
-        assert case.generate(NEW_TOKENS, assistant_model=assistant) == case.generate(NEW_TOKENS)
+        try:
+            assisted = case.generate(NEW_TOKENS, assistant_model=assistant)
+        except ValueError as error:
+            raise DslError(f"transformers: {error}") from error
+        assert assisted == case.generate(NEW_TOKENS)
 
 
 def custom_generate(family: Family) -> None:

@@ -234,26 +234,198 @@ ENCODER_DECODERS: tuple[Family, ...] = (
         draft={"encoder_layers": 1},
     ),
 )
-REFUSED: tuple[Family, ...] = (
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "head_dim": 8,
+}
+_ROUTED = _EXPERTS | {"shared_expert_intermediate_size": 24, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+_MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+}
+_SMALL_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_NO_LIMIT = {"time_step_min": 1e-30}  # tests/test_recurrent.py tells what transformers does with limits
+RECURRENT: tuple[Family, ...] = (
+    Family(
+        "Mamba2ForCausalLM",
+        "recurrent state",
+        {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 16},
+    ),
+    Family("Qwen3NextForCausalLM", "full and linear attention, experts", _ROUTED | _LINEAR),
+    Family("Qwen3_5ForCausalLM", "full and linear attention", _LINEAR, "Qwen3_5TextConfig"),
+    Family("Qwen3_5MoeForCausalLM", "full and linear attention, experts", _ROUTED | _LINEAR, "Qwen3_5MoeTextConfig"),
+    Family(
+        "Qwen4ExpForCausalLM",
+        "full and linear attention, experts, hashed n-grams",
+        _ROUTED
+        | _LINEAR
+        | {
+            "hc_count": 2,
+            "hc_lowrank": 8,
+            "ple_layer_ids": [1],
+            "ple_embed_dim": 16,
+            "heads_per_ngram": 2,
+            "ngram_vocab_size_base": 40,
+            "make_ngram_vocab_size_divisible_by": 4,
+            "split_ngram_parts": 2,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 16,
+            "indexer_compress_ratio": 4,
+        },
+        "Qwen4ExpTextConfig",
+    ),
+    Family("OlmoHybridForCausalLM", "full and linear attention", _LINEAR),
+    Family(
+        "KimiLinearForCausalLM",
+        "compressed and linear attention, experts",
+        _ROUTED | _LINEAR | _SMALL_LATENT | {"linear_head_dim": 8, "linear_num_heads": 4},
+    ),
+    Family("BailingHybridForCausalLM", "compressed and linear attention, experts", _ROUTED | _LINEAR | _SMALL_LATENT),
+    Family(
+        "NemotronHForCausalLM",
+        "attention and recurrent layers, experts",
+        _ROUTED
+        | _NO_LIMIT
+        | {
+            "num_hidden_layers": 3,
+            "layers_block_type": ["mamba", "moe", "attention"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 16,
+            "moe_shared_expert_intermediate_size": 24,
+        },
+    ),
+    Family(
+        "FalconH1ForCausalLM",
+        "attention beside a recurrent state",
+        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16},
+    ),
+    Family("BambaForCausalLM", "attention and recurrent layers", _MAMBA2 | {"attn_layer_indices": [1]}),
+    Family(
+        "GraniteMoeHybridForCausalLM",
+        "attention and recurrent layers, experts",
+        _MAMBA2 | _EXPERTS | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 24},
+    ),
+    Family(
+        "Zamba2ForCausalLM",
+        "shared attention beside recurrent layers",
+        _NO_LIMIT
+        | {
+            "layers_block_type": ["mamba", "hybrid"],
+            "mamba_d_state": 8,
+            "mamba_ngroups": 1,
+            "mamba_headdim": 8,
+            "n_mamba_heads": 8,
+            "chunk_size": 16,
+        },
+    ),
+    Family(
+        "ZayaForCausalLM",
+        "attention over convolutions, experts",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 24,
+            "router_hidden_size": 16,
+            "head_dim": 8,
+        },
+    ),
+    Family(
+        "InklingForCausalLM",
+        "mixed window over convolutions, experts",
+        _ROUTED
+        | {
+            "layer_types": ["hybrid_sliding", "hybrid"],
+            "n_shared_experts": 1,
+            "head_dim": 8,
+            "sliding_window_size": WINDOW,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 8,
+            "d_rel": 4,
+            "rel_extent": 16,
+        },
+        "InklingTextConfig",
+    ),
+    Family(
+        "Inkling2ForCausalLM",
+        "mixed window over convolutions, experts",
+        _ROUTED
+        | {
+            "head_dim": 8,
+            "sliding_window_size": WINDOW,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 8,
+            "d_rel": 4,
+            "rel_extent": 16,
+            "n_layers_per_attn_res_block": 2,
+            "unpadded_vocab_size": VOCAB_SIZE,
+        },
+        "Inkling2TextConfig",
+    ),
+    Family("Lfm2MoeForCausalLM", "convolution layers, experts", _EXPERTS | {"layer_types": ["conv", "full_attention"]}),
+    Family("Lfm3ForCausalLM", "convolution layers", {"layer_types": ["conv", "full_attention"]}),
+)
+#: They read several tokens from an empty state: drafts at most.
+ONE_BY_ONE: tuple[Family, ...] = (
     Family("MambaForCausalLM", "recurrent state"),
-    Family("Mamba2ForCausalLM", "recurrent state", {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8}),
-    Family("JambaForCausalLM", "attention and recurrent layers", _EXPERTS | {"mamba_d_state": 4}),
+    Family("FalconMambaForCausalLM", "recurrent state"),
+    Family(
+        "JambaForCausalLM",
+        "attention and recurrent layers, experts",
+        _EXPERTS | {"mamba_d_state": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    ),
+    Family(
+        "ZambaForCausalLM",
+        "shared attention beside recurrent layers",
+        {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 2, "mamba_d_state": 8},
+    ),
+)
+REFUSED: tuple[Family, ...] = (
+    *ONE_BY_ONE,
     Family(
         "RecurrentGemmaForCausalLM",
         "window and recurrent layers",
         {"attention_window_size": WINDOW, "lru_width": 32, "num_hidden_layers": 3},
     ),
     Family(
-        "Qwen3NextForCausalLM",
-        "full and linear attention",
-        _EXPERTS | {"head_dim": 8, "shared_expert_intermediate_size": 24},
+        "DeepseekV4ForCausalLM",
+        "compressed spans of text",
+        {
+            "head_dim": 8,
+            "q_lora_rank": 8,
+            "o_lora_rank": 8,
+            "o_groups": 2,
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_topk": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "sliding_window": WINDOW,
+        },
     ),
     Family("RwkvForCausalLM", "recurrent state", {"attention_hidden_size": 32}),
-    Family(
-        "FalconH1ForCausalLM",
-        "attention beside a recurrent state",
-        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8},
-    ),
+    Family("xLSTMForCausalLM", "recurrent state"),
     Family("BertLMHeadModel", "reads in both directions"),
 )
-ALL = (*FAMILIES, *ENCODER_DECODERS, *REFUSED)
+ALL = (*FAMILIES, *RECURRENT, *ENCODER_DECODERS, *REFUSED)
