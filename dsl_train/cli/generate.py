@@ -110,7 +110,7 @@ def _generate(config: GenerateConfig) -> "list[Generation]":
         return [answer for turns in conversations for answer in answer_turns(writer, config.system, turns)]
     if config.prompt is None and sys.stdin.isatty():
         return converse(writer, config.system)
-    return answer_turns(writer, config.system, [sys.stdin.read() if config.prompt is None else config.prompt])
+    return answer_turns(writer, config.system, [_asked(config)])
 
 
 def _continue_all(config: GenerateConfig, writer: "Writer") -> "list[Generation]":
@@ -122,7 +122,7 @@ def _continue_all(config: GenerateConfig, writer: "Writer") -> "list[Generation]
     if config.prompts is not None and config.prompt is None:
         prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer, kind=pair.kind)
     else:
-        prompt = sys.stdin.read() if config.prompt is None else config.prompt
+        prompt = _asked(config)
         prompts = [Prompt("", audio=Audio(prompt.strip())) if pair.kind == "speech" else Prompt("", prompt)]
     generations = []
     for number, item in enumerate(prompts):
@@ -131,6 +131,19 @@ def _continue_all(config: GenerateConfig, writer: "Writer") -> "list[Generation]
         writer.show_prompt(item.text)
         generations.append(writer.write(item.encode_for(pair)))
     return generations
+
+
+def _asked(config: GenerateConfig) -> str:
+    """The prompt of the command line or of standard input. Raises DslError for bytes that are no UTF-8."""
+    from dsl_train.base.records import DslError
+    from dsl_train.collect.prompts import encodable
+
+    if config.prompt is not None:
+        return encodable("--prompt", config.prompt)
+    try:
+        return encodable("standard input", sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise DslError(f"standard input cannot be read as UTF-8 text ({error}); convert it") from error
 
 
 def _to_json(generations: "list[Generation]") -> dict[str, Any]:
