@@ -19,9 +19,9 @@ class GenerateConfig:
     standard input."""
 
     target: str
-    """Folder or Hub id of the target model."""
+    """Folder or Hub id of the target model, or of a PEFT adapter of it; or a GGUF file."""
     draft: str
-    """Folder or Hub id of the draft model."""
+    """Folder or Hub id of the draft model, or of a PEFT adapter of it; or a GGUF file."""
     prompt: str | None = None
     """Text to continue, or for an encoder-decoder to answer; of one that reads audio, a WAV or .npy file."""
     prompts: str | None = None

@@ -20,9 +20,9 @@ class CollectConfig:
     """
 
     target: str
-    """Folder or Hub id of the target model."""
+    """Folder or Hub id of the target model, or of a PEFT adapter of it; or a GGUF file."""
     draft: str
-    """Folder or Hub id of the draft model."""
+    """Folder or Hub id of the draft model, or of a PEFT adapter of it; or a GGUF file."""
     output: str
     """Trace folder to write; with several shards, the folder of their folders."""
     prompts: str | None = None

@@ -58,8 +58,8 @@ def cached_revision(repo: str) -> str | None:
     """Commit of the main branch in the local cache, which is the one that was loaded; None if it is not there."""
     if not is_repository(repo):
         return None
-    config = try_to_load_from_cache(repo, "config.json")  # .../snapshots/<commit>/config.json
-    return Path(config).parent.name if isinstance(config, str) else None
+    cached = (try_to_load_from_cache(repo, file) for file in ("config.json", "adapter_config.json"))
+    return next((Path(file).parent.name for file in cached if isinstance(file, str)), None)  # snapshots/<commit>/
 
 
 @lru_cache
