@@ -168,6 +168,15 @@ def test_dsl_generate_ends_with_the_costs_in_use(shipped, capsys):
         assert "costs in use" not in printed.err
 
 
+def test_a_command_shows_no_loading_bars_and_leaves_those_of_downloads(shipped, capsys):
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    before = are_progress_bars_disabled()
+    assert main(command(shipped, "--prompt", PROMPT)) == 0
+    assert "Loading weights" not in capsys.readouterr().err
+    assert are_progress_bars_disabled() == before
+
+
 def test_dsl_generate_names_a_prompt_that_is_no_utf_8(shipped, capsys, monkeypatch):
     assert main(command(shipped, "--prompt", "a\udcff")) == 1
     assert "--prompt: character 2 is '\\udcff', a lone surrogate" in capsys.readouterr().err

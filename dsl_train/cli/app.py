@@ -52,6 +52,9 @@ def run(
             config = config_type(**values)
         except ValueError as error:
             parser.error(str(error))
+        from dsl_train.pair.hub import hide_loading_bars
+
+        hide_loading_bars()
         result = execute(config)
         show(result)
         if args.json:
