@@ -154,6 +154,39 @@ def test_dsl_generate_streams_prompt_and_text_and_ends_with_json(shipped, capsys
     assert "tokens/s" in captured.err
 
 
+def test_dsl_generate_ends_with_the_costs_in_use(shipped, capsys):
+    assert main(command(shipped, "--prompt", PROMPT, "--json")) == 0
+    printed = capsys.readouterr()
+    costs = json.loads(printed.out.splitlines()[-1])["costs"]
+    step = f"a draft step {1e3 * costs['draft_step']:.2f} ms, a target step {1e3 * costs['target_step']:.2f} ms"
+    *_, last = printed.err.splitlines()
+    assert last.startswith(f"costs in use: {step} (c = {costs['c']:.3f}), 17 tokens verified in")
+    assert last.endswith(f"survival > {costs['threshold']:.3f}")
+    assert costs["verification"] == sorted(costs["verification"])
+    for rule in (["--policy", "static:2"], ["--threshold", "0.5"]):
+        assert main(command(shipped, "--prompt", PROMPT, "--json", *rule)) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out.splitlines()[-1])["costs"] is None
+        assert "costs in use" not in printed.err
+
+
+def test_a_command_shows_no_loading_bars_and_leaves_those_of_downloads(shipped, capsys):
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    before = are_progress_bars_disabled()
+    assert main(command(shipped, "--prompt", PROMPT)) == 0
+    assert "Loading weights" not in capsys.readouterr().err
+    assert are_progress_bars_disabled() == before
+
+
+def test_dsl_generate_names_a_prompt_that_is_no_utf_8(shipped, capsys, monkeypatch):
+    assert main(command(shipped, "--prompt", "a\udcff")) == 1
+    assert "--prompt: character 2 is '\\udcff', a lone surrogate" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), "utf-8"))
+    assert main(command(shipped)) == 1
+    assert "standard input cannot be read as UTF-8 text" in capsys.readouterr().err
+
+
 def test_dsl_generate_reads_files_and_standard_input(shipped, tmp_path, capsys, monkeypatch):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("a = 1", "b = 2", "c = 3")))

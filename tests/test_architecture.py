@@ -39,6 +39,7 @@ DOORS = {
     "lightning": {"train"},
     "pyarrow": {"traces.parquet"},
     "datasets": {"collect.sources"},
+    "fsspec": {"collect.sources"},
     "onnxruntime": {"predictor.runtime"},
     "onnx": {"train"},
     "huggingface_hub": {"pair.hub"},

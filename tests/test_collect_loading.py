@@ -7,6 +7,7 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from dsl_train.base.records import DslError
+from dsl_train.pair import source
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import identify, load_pair
 
@@ -124,8 +125,6 @@ def test_a_quantized_target_is_near_the_whole_one_and_says_so(pair_folders):
     ("library", "options"), [("accelerate", {"device_map": "auto"}), ("bitsandbytes", {"quantization": "8bit"})]
 )
 def test_a_missing_library_is_named_with_what_installs_it(pair_folders, monkeypatch, library, options):
-    from dsl_train.pair import loading
-
-    monkeypatch.setattr(loading, "find_spec", lambda name: None if name == library else True)
+    monkeypatch.setattr(source, "find_spec", lambda name: None if name == library else True)
     with pytest.raises(DslError, match=rf"need {library}, which is not installed; run pip install 'dsl-train\[gpu\]'"):
         load_pair(pair_folders.target, pair_folders.draft, device="cpu", **options)

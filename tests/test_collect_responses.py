@@ -99,6 +99,109 @@ def test_a_row_of_a_server_may_hold_several_answers(tokenizer):
     assert (found.prompt.text, found.response) == ("[user]ab[go]", Response("cd", ended=True))
 
 
+def test_tools_and_their_results_are_part_of_the_prompt():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{{ tools[0].name }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}{% endfor %}"
+    )
+    call = {"function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "sun"},
+        {"role": "assistant", "content": "cd"},
+    ]
+    (found,) = read(tokenizer, {"messages": messages, "tools": [{"name": "weather"}]})
+    assert (found.prompt.text, found.response) == ("weather[user]a[assistant]Rome[tool]sun", Response("cd"))
+    with pytest.raises(DslError, match="tool_calls says that the text is not all"):
+        read(tokenizer, {"messages": messages[:2], "tools": [{"name": "weather"}]})
+
+
+LM_EVAL = {
+    "doc_id": 0,
+    "doc": {"question": "Why?"},
+    "target": "42",
+    "filter": "strict",
+    "filtered_resps": ["d"],
+    "exact_match": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "sampling"),
+    [
+        ({"gen_args_0": {"arg_0": "ab", "arg_1": {"until": ["\n"], "do_sample": False}}}, "ab", Sampling(0.0, 5, 0.9)),
+        ([["ab", {"until": ["\n"], "do_sample": True, "temperature": 0.6, "top_p": 1}]], "ab", Sampling(0.6, 5, 1.0)),
+        (
+            {"gen_args_0": {"arg_0": ['[{"role": "user", "content": "ab"}]'], "arg_1": {"max_gen_toks": 9}}},
+            "[user]ab[go]",
+            Sampling(0.0, 5, 0.9),
+        ),
+    ],
+)
+def test_samples_of_lm_eval_are_read(tokenizer, arguments, prompt, sampling):
+    row = {**LM_EVAL, "arguments": arguments, "resps": [["cd", "e"]]}
+    found = read(tokenizer, row, sampling=Sampling(0.7, 5, 0.9))
+    assert [one.response for one in found] == [Response("cd"), Response("e")]
+    assert {(one.prompt.text, one.sampling) for one in found} == {(prompt, sampling)}
+
+
+def test_samples_of_likelihoods_are_refused(tokenizer):
+    arguments = {f"gen_args_{i}": {"arg_0": "ab", "arg_1": " c"} for i in range(2)}
+    with pytest.raises(DslError, match="log, line 1: an lm-eval sample in which nothing was generated"):
+        read(tokenizer, {**LM_EVAL, "arguments": arguments, "resps": [[["-1.0", "False"]], [["-2.0", "True"]]]})
+
+
+def batch_files(folder):
+    """Both files of a batch, the answers in another order: two good ones, two failures, one to no request."""
+    requests, answers = [], []
+    for i in range(4):
+        body = {"model": "m", "messages": [{"role": "user", "content": "ab"[i % 2]}], "temperature": 0.5}
+        requests.append({"custom_id": f"r{i}", "method": "POST", "url": "/v1/chat/completions", "body": body})
+        choice = {"index": 0, "message": {"role": "assistant", "content": "cd"[i % 2]}, "finish_reason": "length"}
+        response = {"status_code": 200, "request_id": "x", "body": {"id": "y", "choices": [choice]}}
+        answers.append({"id": f"b{i}", "custom_id": f"r{i}", "response": response, "error": None})
+    answers.append({**answers[0], "custom_id": "stranger"})
+    answers[2]["response"] = {"status_code": 429, "body": {"error": {"message": "too many"}}}
+    answers[3] |= {"response": None, "error": {"code": "batch_expired"}}
+    for name, rows in (("in", requests), ("out", answers[::-1])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {"prompts": str(folder / "in.jsonl"), "responses": str(folder / "out.jsonl"), "num_prompts": None}
+
+
+def test_the_two_files_of_an_openai_batch_are_joined(pair_folders, tmp_path):
+    found = collect(make_config(pair_folders, tmp_path / "traces", **batch_files(tmp_path)))
+    sequences = open_traces([tmp_path / "traces"]).sequences
+    texts = {make_tokenizer().decode([*s.prompt_token_ids, *s.response_token_ids]) for s in sequences}
+    assert texts == {"ac", "bd"}
+    assert {s.temperature for s in sequences} == {0.5}
+    stranger, *failed = [reject.reason for reject in found.rejected]
+    assert stranger == "custom_id 'stranger' is none of the 4 requests in --prompts"
+    assert ["the server answered with an error" in reason for reason in failed] == [True, True]
+
+
+def test_requests_that_cannot_be_told_apart_are_refused(pair_folders, tmp_path):
+    files = batch_files(tmp_path)
+    source = Path(files["prompts"])
+    source.write_text(source.read_text().replace('"r1"', '"r0"'))
+    with pytest.raises(DslError, match=r"in.jsonl: custom_id 'r0' stands for two requests"):
+        collect(make_config(pair_folders, tmp_path / "traces", **files))
+    source.write_text(json.dumps({"prompt": "a"}))
+    with pytest.raises(DslError, match=r"in.jsonl, line 1: no column 'custom_id', which joins a request"):
+        collect(make_config(pair_folders, tmp_path / "traces", **files))
+
+
+def test_rows_of_broken_characters_are_put_aside(pair_folders, tmp_path):
+    source = tmp_path / "log.jsonl"
+    source.write_text("\n".join(map(json.dumps, [{"prompt": "ab"}, {"prompt": "a\ud800"}, {"\udfff": "a"}])))
+    config = make_config(pair_folders, tmp_path / "traces", prompts=str(source), num_prompts=None)
+    found = collect(config)
+    assert [reject.where for reject in found.rejected] == [f"{source}, line {i}" for i in (2, 3)]
+    assert found.counts.num_sequences == 1
+    assert collect(config).rejected == found.rejected
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -127,6 +230,11 @@ def test_the_row_says_how_it_was_sampled_and_else_the_command_does(tokenizer, ro
         ({"bad_words_ids": [[5]]}, "bad_words_ids"),
         ({"sampling_params": {"guided_json": {"type": "object"}}}, "guided_json"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function"}]}, "a text was asked with tools"),
+        ({"tools": "weather"}, "tools holds 'weather', not a list of JSON schemas"),
+        ({"chat_template_kwargs": [1]}, r"chat_template_kwargs holds '\[1\]', not an object"),
+        ({"tool_choice": "required"}, "tool_choice required"),
+        ({"response": "b\ud800"}, r"character 2 is '\\ud800', a lone surrogate"),
         ({"min_tokens": 10}, "min_tokens 10"),
         ({"num_beams": 4}, "num_beams 4"),
         ({"temperature": -1}, "temperature must be 0"),
@@ -152,7 +260,13 @@ def test_what_would_be_labelled_wrongly_is_refused_by_name(tokenizer, row, reaso
     [
         {"repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": "0.0", "logit_bias": {}, "min_p": None},
         {"generation_config": {"typical_p": 1.0, "num_beams": 1, "length_penalty": 1.0, "guidance_scale": None}},
-        {"response_format": {"type": "text"}, "bad_words": [], "watermark": False, "tools": None},
+        {
+            "response_format": {"type": "text"},
+            "bad_words": [],
+            "watermark": False,
+            "tools": None,
+            "tool_choice": "auto",
+        },
         {"tokenizer": "elsewhere/Target", "vocab_size": "64", "user": "me", "latency_ms": 12.5},
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from absent import WITHOUT
 from conftest import make_tokenizer
 from tiny_predictor import write_predictor
 from transformers import AutoModelForCausalLM
@@ -20,20 +21,6 @@ from dsl_train.train.artifact import LOADER, REQUIREMENTS, ship, write_loader
 PROMPT = torch.tensor([[50, 27, 63, 6, 17]])
 #: Everything that pyproject.toml asks for and serving does without.
 ABSENT = "lightning datasets pyarrow sklearn onnx onnxscript tensorboard jsonargparse matplotlib jinja2 rich ray"
-
-WITHOUT = """
-import sys
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, *rest):
-        return None if name.split(".")[0] in ABSENT.split() else self.finder.find_spec(name, *rest)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-"""
 
 ALONE = f"""
 ABSENT = "{ABSENT}"

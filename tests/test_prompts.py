@@ -1,8 +1,12 @@
 """Prompts from every format, and what is said about bad ones."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -191,4 +195,111 @@ def test_an_entry_that_is_no_prompt_is_named_by_its_line(tmp_path, entry, messag
 def test_a_file_that_is_not_text_is_named(tmp_path):
     (tmp_path / "p.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DslError, match=r"p.jsonl cannot be read as UTF-8"):
+        read_prompts(str(tmp_path / "p.jsonl"))
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xc3\xa9"}\n'),
+        ("p.csv", "prompt,n\na,1\n\u00e9,2\n".encode()),
+        ("p.json", b'["a", "\\u00e9"]'),
+    ],
+)
+def test_a_compressed_file_is_read_as_the_file_in_it(tmp_path, suffix, pack, name, content):
+    (tmp_path / f"{name}.{suffix}").write_bytes(pack(content))
+    assert texts(str(tmp_path / f"{name}.{suffix}")) == ["a", "\u00e9"]
+
+
+def test_a_compressed_parquet_file_and_one_at_a_url_are_read(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), tmp_path / "p.parquet")
+    content = (tmp_path / "p.parquet").read_bytes()
+    (tmp_path / "p.parquet.gz").write_bytes(gzip.compress(content))
+    assert texts(str(tmp_path / "p.parquet.gz")) == ["a", "b"]
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/there/p.parquet", content)
+    remote.pipe("/there/p.jsonl.gz", gzip.compress(b'{"prompt": "a"}'))
+    assert texts("memory://there/p.parquet") == ["a", "b"]
+    assert texts("memory://there/p.jsonl.gz") == ["a"]
+
+
+def test_a_damaged_archive_a_missing_package_and_a_url_that_leads_nowhere_are_named(tmp_path, monkeypatch):
+    packed = gzip.compress(b'{"prompt": "a"}\n' * 1000)
+    for name, content in (
+        ("short.jsonl.gz", packed[:-20]),
+        ("none.jsonl.gz", b"plain"),
+        ("short.jsonl.xz", b"\xfd7zXZ"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DslError, match=rf"{name} cannot be read \(.*copy it again"):
+            read_prompts(str(tmp_path / name))
+    monkeypatch.delitem(fsspec.utils.compressions, "zst", raising=False)
+    (tmp_path / "p.jsonl.zst").write_bytes(b"")
+    with pytest.raises(DslError, match=r"p.jsonl.zst needs zstandard, which is not installed"):
+        read_prompts(str(tmp_path / "p.jsonl.zst"))
+    for url in ("memory://nowhere.jsonl", "strange://x/p.jsonl"):
+        with pytest.raises(DslError, match=rf"{url} cannot be read"):
+            read_prompts(url)
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+TOOL_CHAT = (
+    "{% if tools %}{% for t in tools %}<{{ t.function.name }}>{% endfor %}{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[go{{ mood }}]{% endif %}"
+)
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_a_chat_with_tools_and_calls_is_asked_as_its_template_says(tmp_path, tools):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TOOL_CHAT
+    question = {"role": "user", "content": "hi"}
+    called = [{"role": "assistant", "content": None, "tool_calls": [CALL]}, question]
+    entry = {"messages": [question, *called], "tools": tools, "chat_template_kwargs": {"mood": "!"}}
+    plain = {"messages": [question, *called]}
+    prompts = read_prompts(jsonl(tmp_path, entry, plain), tokenizer=tokenizer)
+    assert [prompt.text for prompt in prompts] == ["<weather>[user]hi[go!]", "[user]hi[go]"]
+
+
+def test_a_batch_of_openai_is_read_by_what_each_request_asks(tmp_path):
+    request = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
+    assert texts(jsonl(tmp_path, {**request, "body": body})) == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({"instruction": "Add.", "input": "1, 2", "output": "3"}, "Add.\n\n1, 2"),
+        ({"instruction": "Add.", "input": "", "output": "3", "text": "Add. ### Response: 3"}, "Add."),
+        ({"instruction": "Who?", "context": "Ann did.", "response": "Ann", "category": "qa"}, "Who?\n\nAnn did."),
+        ({"system_prompt": "Be brief.", "question": "Who?", "response": "Ann"}, "Be brief.\n\nWho?"),
+        ({"instruction": "Add.", "input": "1", "prompt": "as it is"}, "as it is"),
+    ],
+)
+def test_an_instruction_keeps_its_input_and_its_system_message(tmp_path, entry, text):
+    assert texts(jsonl(tmp_path, entry)) == [text]
+
+
+def test_a_chosen_instruction_column_stands_alone(tmp_path):
+    assert texts(jsonl(tmp_path, {"instruction": "Add.", "input": "1"}), column="instruction") == ["Add."]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"prompt": "a\ud800"}, {"turns": ["a\ud800"]}, {"messages": [{"role": "user", "content": "a\ud800"}]}],
+)
+def test_a_lone_surrogate_is_named(tmp_path, entry):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT
+    with pytest.raises(DslError, match=r"line 1: character \d+ is '\\ud800', a lone surrogate"):
+        read_prompts(jsonl(tmp_path, entry), tokenizer=tokenizer)
+
+
+def test_endless_brackets_are_no_json(tmp_path):
+    (tmp_path / "p.jsonl").write_text("[" * 100_000)
+    with pytest.raises(DslError, match="line 1: not JSON"):
         read_prompts(str(tmp_path / "p.jsonl"))

@@ -3,6 +3,8 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from dsl_train.base.records import AcceptanceStats, DslError, Round
 from dsl_train.bench.live import LiveResult, Mismatch, PolicyResult
 from dsl_train.bench.replay import ReplayRow, ReplayTable
 from dsl_train.bench.statistics import Interval
+from dsl_train.cli.train import _show as show_training
 from dsl_train.report import folder, plots, tables
 
 COST = CostProfile(draft_step=0.001, target_step=0.01, target_step_per_token=0.0005, predictor=0.0001)
@@ -132,3 +135,28 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DslError, match="cannot be written"):
         folder.begin(tmp_path / "file" / "out", {})
+
+
+def test_a_table_in_a_file_is_as_wide_as_it_needs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    costs = tuple(0.01 * (i + 1) for i in range(30))
+    row = ReplayRow("learned", (around(1.65),) * 30, (around(1.1),) * 30, (3.5,) * 30)
+    tables.show(replace(REPLAY, costs=costs, rows=(row,), best_static=("static:4",) * 30, warnings=("w" * 300,)))
+    lines = capsys.readouterr().out.splitlines()
+    (numbers,) = [line for line in lines if line.split()[:1] == ["learned"]]
+    assert numbers.split() == ["learned", *["1.650"] * 30]
+    assert "w" * 300 in lines
+
+
+def test_the_tables_of_training_are_whole_in_a_file(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    quality = {"num_rows": 1_000_000, "auc": 0.91, "log_loss": 0.3, "brier": 0.1, "ece": 0.02}
+    gain = {"c": 0.1, "threshold": 0.2, "rate": 2.5, "static_rate": 2.25, "static_lookahead": 4, "gain": 0.111}
+    metrics = {"test": quality, "floor": quality, "num_prompts": {"test": 9}, "replay": [gain], "onnx_bytes": 1000}
+    done = SimpleNamespace(metrics=metrics, epochs=3, num_rows=10, seconds=1.0, output=Path("out"), shipped=None)
+    show_training(done)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "survival on 1,000,000 decisions of 9 held-out prompts" in printed
+    (numbers,) = [line for line in printed.splitlines() if "logistic, core features" in line]
+    assert [word for word in numbers.split() if word.startswith("0.")] == ["0.9100", "0.3000", "0.1000", "0.0200"]

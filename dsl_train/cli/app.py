@@ -10,11 +10,13 @@ import json
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-from jsonargparse import ArgumentParser, set_parsing_settings
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dsl_train.base.records import DslError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -32,8 +34,12 @@ def run(
     """Parse `argv` (default: the process's) into a `config_type`, execute, show; with --json print one JSON line last.
 
     The dataclass's attribute docstrings are the help. A ValueError from its constructor is a usage error (exit 2);
-    DslError and OSError become one line on stderr and 1, unless --debug asks for the traceback.
+    DslError, OSError and a library that is not installed become one line on stderr and 1, unless --debug asks for the
+    traceback.
     """
+    if find_spec("jsonargparse") is None:
+        print(f"error: {_not_installed('jsonargparse')}", file=sys.stderr)
+        return 1
     parser = build_parser(config_type, prog)
     words = spell_out(config_type, sys.argv[1:] if argv is None else argv)
     try:
@@ -46,6 +52,9 @@ def run(
             config = config_type(**values)
         except ValueError as error:
             parser.error(str(error))
+        from dsl_train.pair.hub import hide_loading_bars
+
+        hide_loading_bars()
         result = execute(config)
         show(result)
         if args.json:
@@ -58,11 +67,22 @@ def run(
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if args.debug or not error.name or error.name.startswith("dsl_train"):
+            raise
+        print(f"error: {_not_installed(error.name.split('.')[0])}", file=sys.stderr)
+        return 1
     return exit_code(result)
 
 
-def build_parser(config_type: type, prog: str | None = None) -> ArgumentParser:
+def _not_installed(library: str) -> str:
+    return f"this command needs {library}, which is not installed; run pip install dsl-train with its dependencies"
+
+
+def build_parser(config_type: type, prog: str | None = None) -> "ArgumentParser":
     """--config, --print_config, one option per field, --json and --debug."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, description=(config_type.__doc__ or "").strip())
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; flags win.")

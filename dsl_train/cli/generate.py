@@ -19,9 +19,9 @@ class GenerateConfig:
     standard input."""
 
     target: str
-    """Folder or Hub id of the target model."""
+    """Folder or Hub id of the target model, or of a PEFT adapter of it; or a GGUF file."""
     draft: str
-    """Folder or Hub id of the draft model."""
+    """Folder or Hub id of the draft model, or of a PEFT adapter of it; or a GGUF file."""
     prompt: str | None = None
     """Text to continue, or for an encoder-decoder to answer; of one that reads audio, a WAV or .npy file."""
     prompts: str | None = None
@@ -80,18 +80,30 @@ class GenerateConfig:
         Sampling(self.temperature, self.top_k, self.top_p)  # raises ValueError for what no sampler has
 
 
+@dataclass(frozen=True)
+class Generated:
+    """All that a command wrote."""
+
+    generations: "list[Generation]"
+    costs: dict[str, Any] | None
+    """What the policy went by in the end (`serving.costs_in_use`)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        texts = [{"text": generation.text, **generation.stats} for generation in self.generations]
+        return {"generations": texts, "costs": self.costs}
+
+
 def main(argv: list[str] | None = None) -> int:
-    return run(GenerateConfig, _generate, lambda generations: None, _to_json, argv, prog="dsl-generate")
+    return run(GenerateConfig, _execute, lambda _: None, Generated.to_dict, argv, prog="dsl-generate")
 
 
-def _generate(config: GenerateConfig) -> "list[Generation]":
+def _execute(config: GenerateConfig) -> Generated:
     import torch
 
+    from dsl_train.api.serving import costs_in_use
     from dsl_train.api.speculator import Speculator
     from dsl_train.base.sampling import Sampling
-    from dsl_train.cli.chat import answer_turns, converse
     from dsl_train.cli.generating import Writer
-    from dsl_train.collect.prompts import read_turns
     from dsl_train.pair.loading import load_pair
 
     if config.num_threads:
@@ -106,8 +118,20 @@ def _generate(config: GenerateConfig) -> "list[Generation]":
     writer = Writer(speculator, sampling, config.max_new_tokens, config.seed, config.show_lookahead)
     if config.compile:
         writer.note(f"warmed up in {speculator.warm_up_seconds:.1f} s")
+    generations = _generate(config, writer)
+    costs = costs_in_use(speculator.policy)
+    if costs:
+        writer.note_costs(costs)
+    return Generated(generations, costs)
+
+
+def _generate(config: GenerateConfig, writer: "Writer") -> "list[Generation]":
+    """Continue the prompts, or answer them."""
+    from dsl_train.cli.chat import answer_turns, converse
+    from dsl_train.collect.prompts import read_turns
+
     if not config.chat:
-        if pair.tokenizer.chat_template:
+        if writer.speculator.pair.tokenizer.chat_template:
             writer.note(f"{config.target} has a chat template: --chat asks it instead of continuing the text")
         return _continue_all(config, writer)
     if config.prompts is not None:
@@ -115,7 +139,7 @@ def _generate(config: GenerateConfig) -> "list[Generation]":
         return [answer for turns in conversations for answer in answer_turns(writer, config.system, turns)]
     if config.prompt is None and sys.stdin.isatty():
         return converse(writer, config.system)
-    return answer_turns(writer, config.system, [sys.stdin.read() if config.prompt is None else config.prompt])
+    return answer_turns(writer, config.system, [_asked(config)])
 
 
 def _continue_all(config: GenerateConfig, writer: "Writer") -> "list[Generation]":
@@ -127,7 +151,7 @@ def _continue_all(config: GenerateConfig, writer: "Writer") -> "list[Generation]
     if config.prompts is not None and config.prompt is None:
         prompts = read_prompts(config.prompts, config.column, config.num_prompts, pair.tokenizer, kind=pair.kind)
     else:
-        prompt = sys.stdin.read() if config.prompt is None else config.prompt
+        prompt = _asked(config)
         prompts = [Prompt("", audio=Audio(prompt.strip())) if pair.kind == "speech" else Prompt("", prompt)]
     generations = []
     for number, item in enumerate(prompts):
@@ -138,8 +162,17 @@ def _continue_all(config: GenerateConfig, writer: "Writer") -> "list[Generation]
     return generations
 
 
-def _to_json(generations: "list[Generation]") -> dict[str, Any]:
-    return {"generations": [{"text": generation.text, **generation.stats} for generation in generations]}
+def _asked(config: GenerateConfig) -> str:
+    """The prompt of the command line or of standard input. Raises DslError for bytes that are no UTF-8."""
+    from dsl_train.base.records import DslError
+    from dsl_train.collect.prompts import encodable
+
+    if config.prompt is not None:
+        return encodable("--prompt", config.prompt)
+    try:
+        return encodable("standard input", sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise DslError(f"standard input cannot be read as UTF-8 text ({error}); convert it") from error
 
 
 if __name__ == "__main__":

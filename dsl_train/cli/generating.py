@@ -1,6 +1,7 @@
 """What dsl-generate prints: streamed text, what happened to each token, statistics."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -29,6 +30,15 @@ class Writer:
     def note(self, text: str) -> None:
         """One line on stderr."""
         self.notes.print(Text(text, style="dim"), soft_wrap=True)
+
+    def note_costs(self, costs: dict[str, Any]) -> None:
+        """One line on stderr: what the policy goes by at the moment (`serving.costs_in_use`)."""
+        widest = len(costs["verification"])
+        self.note(
+            f"costs in use: a draft step {1e3 * costs['draft_step']:.2f} ms, a target step "
+            f"{1e3 * costs['target_step']:.2f} ms (c = {costs['c']:.3f}), {widest} tokens verified in "
+            f"{1e3 * costs['verification'][-1]:.2f} ms; drafts on while survival > {costs['threshold']:.3f}"
+        )
 
     def show_prompt(self, text: str) -> None:
         self.console.print(Text(text, style="dim"), end="")

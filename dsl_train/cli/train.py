@@ -29,8 +29,9 @@ def _execute(config: TrainConfig) -> "TrainResult":
 
 
 def _show(result: "TrainResult") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from dsl_train.report.tables import print_whole
 
     test, floor, prompts = result.metrics["test"], result.metrics["floor"], result.metrics["num_prompts"]["test"]
     quality = Table(title=f"survival on {test['num_rows']:,} decisions of {prompts} held-out prompts")
@@ -45,9 +46,7 @@ def _show(result: "TrainResult") -> None:
     for row in result.metrics["replay"]:
         static = f"{row['static_rate']:.3f} (K = {row['static_lookahead']})"
         gains.add_row(f"{row['c']:g}", f"{row['threshold']:.3f}", f"{row['rate']:.3f}", static, f"{row['gain']:+.1%}")
-    console = Console()
-    console.print(quality)
-    console.print(gains)
+    print_whole(quality, gains)
     done = "exported" if result.epochs is None else f"trained for {result.epochs} epochs"
     size = result.metrics["onnx_bytes"] / 1000
     print(f"{done} on {result.num_rows:,} decisions in {result.seconds:.1f} s; {size:.0f} kB in {result.output}")

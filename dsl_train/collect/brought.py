@@ -8,6 +8,7 @@
 
 with `temperature`, `top_k`, `top_p` beside them or inside `sampling_params`, and `finish_reason`. Token ids are what
 the target said; text is tokenized again, which gives the tokens that the target usually, not always, chose.
+Rows of other tools are first given these names (`layouts.py`).
 """
 
 from collections.abc import Sequence
@@ -19,15 +20,18 @@ from transformers import PreTrainedTokenizerBase
 
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
+from dsl_train.collect.layouts import Columns, joined, known_columns, unquoted
 from dsl_train.collect.prompts import (
     CHAT_COLUMNS,
+    RENDERING_COLUMNS,
     TEXT_COLUMNS,
     Prompt,
     as_messages,
     chat_prompt,
+    encodable,
     find_value,
     plain_prompt,
-    unquoted,
+    rendering,
 )
 from dsl_train.collect.sources import Record
 from dsl_train.collect.transforms import NESTED, refuse_transforms, settings_of, stated_sampling
@@ -36,7 +40,10 @@ _TOKEN_COLUMNS = ("response_token_ids", "output_token_ids", "token_ids")
 _TEXT_COLUMNS = ("response", "completion", "output", "generated_text")
 _ANSWER_LISTS = ("choices", "outputs")
 #: What a CSV can only hold as JSON text.
-_STRUCTURED = (*_TOKEN_COLUMNS, *CHAT_COLUMNS, *NESTED, "prompt_token_ids", "logit_bias", "response_format")
+_STRUCTURED = (
+    *(*_TOKEN_COLUMNS, *CHAT_COLUMNS, *NESTED, *RENDERING_COLUMNS),
+    *("prompt_token_ids", "logit_bias", "response_format"),
+)
 #: What servers call an end-of-text token, as against a stop string, a limit or a filter.
 _ENDED = ("stop", "eos", "eos_token", "end_turn")
 #: The text was replaced or rewritten.
@@ -99,7 +106,8 @@ class ResponseReader:
         """Raises DslError, naming the record, if it cannot be used or its labels would be wrong."""
         where = record.where
         columns = {
-            name: unquoted(value) or None if name in _STRUCTURED else value for name, value in record.columns().items()
+            name: unquoted(value) or None if name in _STRUCTURED else value
+            for name, value in known_columns(record).items()
         }
         settings = settings_of(where, columns)
         refuse_transforms(where, settings)
@@ -109,17 +117,21 @@ class ResponseReader:
 
     def _prompt(self, where: str, columns: dict[str, Any]) -> Prompt:
         value = find_value(where, columns, self.column, ("prompt_token_ids", *CHAT_COLUMNS, *TEXT_COLUMNS))
+        told = rendering(where, columns)
         if not (isinstance(value, list) and isinstance(value[0], dict)):
+            if isinstance(value, str) and "tools" in told:
+                raise DslError(f"{where}: a text was asked with tools, which it may not show; give prompt_token_ids")
             return plain_prompt(where, value, self.tokenizer)
         messages = as_messages(where, value)
         if messages[-1]["role"] == "assistant" and not _has_response(columns):
             messages = messages[:-1]
-        if len(messages) > 1 and not self.tokenizer.chat_template:
+        if (len(messages) > 1 or told) and not self.tokenizer.chat_template:
+            what = f"{len(messages)} messages" if len(messages) > 1 else " and ".join(told)
             raise DslError(
-                f"{where}: {len(messages)} messages before the response, but the target's tokenizer has no chat "
+                f"{where}: {what} before the response, but the target's tokenizer has no chat "
                 "template to join them; give the prompt_token_ids"
             )
-        return chat_prompt(where, messages, self.tokenizer)
+        return chat_prompt(where, messages, self.tokenizer, told)
 
     def _check_tokenizer(self, where: str, settings: dict[str, Any]) -> None:
         stated, ours = settings.get("tokenizer"), self.tokenizer.name_or_path
@@ -131,15 +143,13 @@ class ResponseReader:
             raise DslError(f"{where}: a vocabulary of {size}, the target's has {wanted}")
 
 
-def answers_of(record: Record) -> list[Record]:
-    """A record for each answer in it: a row of a served target may hold several."""
-    try:
-        columns = record.columns()
-    except DslError:
-        return [record]  # whoever reads it says what is wrong
-    inner = columns.get("response")
-    if isinstance(inner, dict):
-        columns = {**{name: value for name, value in columns.items() if name != "response"}, **inner}
+def answers_of(record: Record, requests: dict[str, Columns] | None = None) -> list[Record]:
+    """A record for each answer in it: a row of a served target may hold several. With `requests` (`requests_by_id`) the
+    row holds only the answers.
+
+    Raises DslError for a row that is no object, answers none of the requests, or says that it holds no answer.
+    """
+    columns = known_columns(record) if requests is None else joined(record, requests)
     name = next((name for name in _ANSWER_LISTS if isinstance(unquoted(columns.get(name)), list)), None)
     if name is None:
         return [Record(record.where, columns)]
@@ -179,7 +189,7 @@ def _response(where: str, columns: dict[str, Any], settings: dict[str, Any]) -> 
             f"{where}: {taken or reason} says that the text is not all that the target said; give response_token_ids"
         )
     stopped_by_text = settings.get("stop") or settings.get("stop_strings") or settings.get("stop_reason")
-    return Response(said, ended=reason in _ENDED and not stopped_by_text)
+    return Response(encodable(where, said), ended=reason in _ENDED and not stopped_by_text)
 
 
 def _last_message(where: str, columns: dict[str, Any]) -> dict[str, Any]:

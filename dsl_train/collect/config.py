@@ -20,16 +20,17 @@ class CollectConfig:
     """
 
     target: str
-    """Folder or Hub id of the target model."""
+    """Folder or Hub id of the target model, or of a PEFT adapter of it; or a GGUF file."""
     draft: str
-    """Folder or Hub id of the draft model."""
+    """Folder or Hub id of the draft model, or of a PEFT adapter of it; or a GGUF file."""
     output: str
     """Trace folder to write; with several shards, the folder of their folders."""
     prompts: str | None = None
     """JSONL, JSON, Parquet, CSV or text file, a Hub dataset or a folder of one, or '-' for standard input."""
     responses: str | None = None
     """Instead of prompts: the same, each prompt with the target's response (text or token ids) and how it was sampled,
-    such as a server's log. The target generates nothing then."""
+    such as a server's log. The target generates nothing then. With prompts, which then are the requests that these
+    answer: joined by custom_id, as the two files of an OpenAI batch."""
     column: str | None = None
     """Column of the prompts, if it is not named prompt, text, question, turns, messages or conversations; of models
     that read audio, if it is not named audio or input_features."""
@@ -86,8 +87,8 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         _ = self.sampling
-        if (self.prompts is None) == (self.responses is None):
-            raise ValueError(f"give either prompts or responses, not {'neither' if self.prompts is None else 'both'}")
+        if self.prompts is None and self.responses is None:
+            raise ValueError("give prompts, or responses, or responses and the prompts that they answer")
         at_least = dict.fromkeys(("batch_size", "max_new_tokens", "max_lookahead", "part_size", "num_actors"), 1)
         at_least |= dict.fromkeys(("num_prompts", "num_threads", "num_shards"), 1)
         at_least |= dict.fromkeys(("tail_length", "shard_index", "gpus_per_actor"), 0)
@@ -113,4 +114,4 @@ class CollectConfig:
     @property
     def source(self) -> str:
         """Where prompts, or responses, are read from."""
-        return str(self.responses if self.prompts is None else self.prompts)
+        return str(self.prompts if self.responses is None else self.responses)

@@ -2,9 +2,12 @@
 
 {"prompt": …}  {"text": …}  {"question": …}      taken as they are, as is any `--column`
 {"turns": [str, …]}                              the first user turn        } through the tokenizer's chat
-{"messages" or "conversations": [{role, content} or {from, value}, …]}      } template if it has one
+{"messages" or "conversations": [{role, content} or {from, value}, …]}      } template if it has one, `tools` and
+                                                 `chat_template_kwargs` of the row with it
 {"prompt_token_ids": [int, …]}                   tokens, used as they are
 {"audio": …}  {"input_features": …}              for a pair that reads audio (`audio.py`)
+
+Rows of other tools are first given these names (`layouts.py`).
 """
 
 import hashlib
@@ -18,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dsl_train.base.records import DslError
 from dsl_train.collect.audio import AUDIO_COLUMNS, Audio, audio_of
+from dsl_train.collect.layouts import Columns, known_columns, unquoted
 from dsl_train.collect.sources import Record, read_records
 from dsl_train.pair.loading import Kind, Pair
 from dsl_train.pair.prompt import PairPrompt, encode_audio, encode_tokens
@@ -25,11 +29,14 @@ from dsl_train.pair.prompt import PairPrompt, encode_audio, encode_tokens
 TEXT_COLUMNS = ("prompt", "text", "question", "instruction")
 CHAT_COLUMNS = ("messages", "conversations", "turns")
 TOKEN_COLUMNS = ("prompt_token_ids", "token_ids")
-_ROLES = {"human": "user", "gpt": "assistant"}
+#: Columns that only say how a chat template writes the messages.
+RENDERING_COLUMNS = ("tools", "chat_template_kwargs")
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+#: What a chat template may read of a message besides its role and content.
+_MESSAGE_PARTS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 
-Columns = dict[str, Any]
-Messages = list[dict[str, str]]
-"""Each with `role` and `content`."""
+Messages = list[dict[str, Any]]
+"""Each with `role` and `content`, and what else a chat template reads."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,14 @@ def group_of(record: Record, by: str) -> str:
     if columns.get(by) is None:
         found = ", ".join(map(str, columns)) or "none"
         raise DslError(f"{record.where}: no column {by!r} to group by; the columns are {found}")
-    return str(columns[by])
+    return encodable(record.where, str(columns[by]))
 
 
 def read_turns(source: str, column: str | None = None, num_prompts: int | None = None) -> list[list[str]]:
     """The user turns of the first `num_prompts` records, all of each. Raises DslError as :func:`read_prompts`."""
     conversations = []
     for record in read_records(source, "train"):
-        value = find_value(record.where, record.columns(), column, (*CHAT_COLUMNS, *TEXT_COLUMNS))
+        value = find_value(record.where, known_columns(record), column, (*CHAT_COLUMNS, *TEXT_COLUMNS))
         items = [value] if isinstance(value, str) else value
         messages = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
         conversations.append([m["content"] for m in as_messages(record.where, messages) if m["role"] == "user"])
@@ -133,16 +140,15 @@ def prompt_of(
 
     Raises DslError, naming the record, if there is no prompt in it.
     """
-    where = record.where
+    where, columns = record.where, known_columns(record)
     if kind == "speech":
-        columns = record.columns()
         audio = audio_of(where, columns[find_column(where, columns, column, AUDIO_COLUMNS)])
         return Prompt(audio.content_hash, audio=audio)
-    value = find_value(where, record.columns(), column, (*TOKEN_COLUMNS, *CHAT_COLUMNS, *TEXT_COLUMNS))
+    value = find_value(where, columns, column, (*TOKEN_COLUMNS, *CHAT_COLUMNS, *TEXT_COLUMNS))
     if isinstance(value, list) and isinstance(value[0], dict):
         messages = as_messages(where, value)
         first_answer = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-        return chat_prompt(where, messages[:first_answer], tokenizer)
+        return chat_prompt(where, messages[:first_answer], tokenizer, rendering(where, columns))
     return plain_prompt(where, value, tokenizer)
 
 
@@ -166,16 +172,6 @@ def find_column(where: str, columns: Columns, column: str | None, known: Sequenc
     return name
 
 
-def unquoted(value: Any) -> Any:
-    """A list or object that a CSV could only hold as JSON text; anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value  # a text that begins with a bracket
-    return value
-
-
 def plain_prompt(where: str, value: Any, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
     """A text, token ids, or turns of which the first is asked."""
     if isinstance(value, str):
@@ -192,18 +188,48 @@ def as_messages(where: str, items: Sequence[Any]) -> Messages:
     return [_message(where, item) for item in items]
 
 
-def chat_prompt(where: str, messages: Messages, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
-    """The messages through the tokenizer's chat template; without one, the first user message as plain text."""
+def rendering(where: str, columns: Columns) -> Columns:
+    """What the row tells the chat template: `tools`, a list of JSON schemas, and `chat_template_kwargs`.
+
+    Raises DslError for tools that are no list of objects, and for arguments that are no object.
+    """
+    tools, arguments = (unquoted(columns.get(name)) for name in RENDERING_COLUMNS)
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise DslError(f"{where}: tools holds {str(tools)[:60]!r}, not a list of JSON schemas")
+    if arguments and not isinstance(arguments, dict):
+        raise DslError(f"{where}: chat_template_kwargs holds {str(arguments)[:60]!r}, not an object")
+    return {**(arguments or {}), **({"tools": tools} if tools else {})}
+
+
+def chat_prompt(
+    where: str, messages: Messages, tokenizer: PreTrainedTokenizerBase | None, rendering: Columns | None = None
+) -> Prompt:
+    """The messages through the tokenizer's chat template, which is given `rendering`; without a template, the first
+    user message as plain text."""
     asked = next((message["content"] for message in messages if message["role"] == "user"), None)
     if asked is None:
         raise DslError(f"{where}: no user message before the assistant's; remove the entry or put the question first")
     if tokenizer is None or not tokenizer.chat_template:
         return _text_prompt(where, asked)
+    arguments: Columns = {**(rendering or {}), "tokenize": False, "add_generation_prompt": True}
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, **arguments)
     except Exception as error:  # a template is a program: it may refuse roles and their order in its own way
         raise DslError(f"{where}: the tokenizer's chat template refuses the messages ({error}); mend them") from error
-    return Prompt(content_hash(messages), str(text), add_special_tokens=False)
+    content = [messages, rendering] if rendering else messages
+    return Prompt(content_hash(content), encodable(where, str(text)), add_special_tokens=False)
+
+
+def encodable(where: str, text: str) -> str:
+    """The text itself. Raises DslError if it cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DslError(
+            f"{where}: character {error.start + 1} is {text[error.start]!a}, a lone surrogate: half a character, which "
+            "no tokenizer reads; mend the encoding or remove the entry"
+        ) from error
+    return text
 
 
 def content_hash(content: Any) -> str:
@@ -211,19 +237,31 @@ def content_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _message(where: str, item: Any) -> dict[str, str]:
-    columns = item if isinstance(item, dict) else {}
+def _message(where: str, item: Any) -> dict[str, Any]:
+    columns = {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else {}
     role, content = columns.get("role", columns.get("from")), columns.get("content", columns.get("value"))
+    parts = {name: columns[name] for name in _MESSAGE_PARTS if columns.get(name)}
+    if "tool_calls" in parts:
+        content = content or ""
+        parts["tool_calls"] = [_with_parsed_arguments(call) for call in parts["tool_calls"]]
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part["text"]) for part in content)
     if not isinstance(role, str) or not isinstance(content, str):
         raise DslError(
             f"{where}: a message needs 'role' and 'content' texts, this one has {', '.join(columns) or 'nothing'}"
         )
-    return {"role": _ROLES.get(role, role), "content": content}
+    return {"role": _ROLES.get(role, role), "content": content, **parts}
+
+
+def _with_parsed_arguments(call: Any) -> Any:
+    """Chat templates write a call's arguments as an object; OpenAI's servers send them as JSON text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    return {**call, "function": {**function, "arguments": unquoted(function.get("arguments"))}}
 
 
 def _text_prompt(where: str, text: str) -> Prompt:
     if not text.strip():
         raise DslError(f"{where}: the prompt is empty; remove the entry")
-    return Prompt(content_hash(text), text)
+    return Prompt(content_hash(text), encodable(where, text))

@@ -1,23 +1,32 @@
-"""Records from whatever people keep them in: JSONL, JSON, Parquet, CSV, a text file (one record), a Hub dataset or a
-folder of one, or standard input (`-`: JSONL or one text).
+"""Records from whatever people keep them in: JSONL, JSON, Parquet, CSV, a text file (one record), compressed or not,
+here or at a URL that fsspec opens; a Hub dataset or a folder of one; standard input (`-`: JSONL or one text).
 
 Knows files and where a record stands in them; knows no column's meaning. Streams: a file is never held as a whole,
 unless its format (JSON, text) asks for it.
 """
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
-from dsl_train.base.records import DslError
+from fsspec.core import OpenFile, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import infer_compression
+
+from dsl_train.base.records import DslError, first_line
 from dsl_train.traces import parquet
 
 _CHAT_COLUMNS = ("messages", "conversations", "turns")
+#: Compressions that fsspec knows only beside a package.
+_PACKAGES = {".zst": "zstandard", ".lz4": "lz4", ".snappy": "python-snappy"}
 _LONGEST_FIELD = 1 << 30  # of a CSV; its reader's own limit is 131,072 characters
 
 
@@ -48,14 +57,11 @@ def read_records(source: str, split: str = "train") -> Iterator[Record]:
     Raises DslError for a source that is missing or, as a whole, not what it says it is.
     """
     path = Path(source)
-    suffix = path.suffix.lower()
     if source == "-":
         yield from _from_stream("standard input", sys.stdin, "")
-    elif path.is_file() and suffix == ".parquet":
-        yield from _numbered(source, parquet.read_records(path))
-    elif path.is_file():
-        yield from _from_file(path, suffix)
-    elif path.is_dir() or not (path.exists() or suffix or source.startswith((".", "/", "~"))):
+    elif "://" in source or path.is_file():
+        yield from _from_file(source)
+    elif path.is_dir() or not (path.exists() or path.suffix or source.startswith((".", "/", "~"))):
         yield from _numbered(source, _from_datasets(source, split))
     else:
         raise DslError(f"{source} does not exist; give a JSONL, JSON, Parquet, CSV or text file, '-' or a Hub dataset")
@@ -66,6 +72,11 @@ def _from_datasets(name: str, split: str) -> Iterator[dict[str, Any]]:
 
     Raises DslError with the library's own reason if it cannot be read.
     """
+    if find_spec("datasets") is None:
+        raise DslError(
+            f"{name!r} is no file, and reading it as a dataset needs datasets, which is not installed; run pip install "
+            "datasets, or give a JSONL, Parquet, CSV or text file"
+        )
     import datasets
 
     dataset, _, configuration = name.partition(":")
@@ -79,13 +90,30 @@ def _from_datasets(name: str, split: str) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _from_file(path: Path, suffix: str) -> Iterator[Record]:
+def _from_file(source: str) -> Iterator[Record]:
+    """A file of this machine or at a URL; its suffix says how it is compressed, the suffix before it what it holds."""
+    name = PurePosixPath(urlsplit(source).path if "://" in source else source)
+    compression = infer_compression(name.name)
+    suffix = (PurePosixPath(name.stem) if compression else name).suffix.lower()
+    if suffix in _PACKAGES:
+        raise DslError(
+            f"{source} needs {_PACKAGES[suffix]}, which is not installed; pip install it, or unpack the file"
+        )
     try:
-        stream = path.open(encoding="utf-8-sig", newline="" if suffix == ".csv" else None)
-    except OSError as error:
-        raise DslError(f"{path} cannot be read ({error}); check its rights") from error
-    with stream:
-        yield from _from_stream(str(path), stream, suffix)
+        file_system, path = url_to_fs(source) if "://" in source else (LocalFileSystem(), source)
+        with OpenFile(file_system, path, compression=compression) as stream:
+            if suffix == ".parquet":
+                yield from _numbered(source, parquet.read_records(stream, source))
+            else:
+                text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="" if suffix == ".csv" else None)
+                yield from _from_stream(source, text, suffix)
+    except DslError:
+        raise
+    except Exception as error:  # whatever a file system, a network or a decompressor raises
+        raise DslError(
+            f"{source} cannot be read ({type(error).__name__}: {first_line(error)}); check its rights and the "
+            "connection, or copy it again"
+        ) from error
 
 
 def _from_stream(source: str, stream: Iterable[str], suffix: str) -> Iterator[Record]:
@@ -135,7 +163,7 @@ def _numbered(source: str, rows: Iterable[Any]) -> Iterator[Record]:
 def _parse(where: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DslError(
             f'{where}: not JSON ({error}); write one object a line, for example {{"prompt": "…"}}'
         ) from error

@@ -13,8 +13,9 @@ from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.brought import Response, ResponseReader, answers_of
 from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.layouts import requests_by_id
 from dsl_train.collect.prompts import Prompt, content_hash, no_prompts, prompt_of
-from dsl_train.collect.sources import read_records
+from dsl_train.collect.sources import Record, read_records
 from dsl_train.collect.split import Shard
 from dsl_train.collect.text import Request
 from dsl_train.pair.loading import Kind, Pair
@@ -65,6 +66,11 @@ class Rejected:
     prompt_id: str
     """Empty if it was not even a prompt."""
     reason: str
+
+    @classmethod
+    def of(cls, record: Record, error: DslError) -> "Rejected":
+        reason = str(error).removeprefix(f"{record.where}: ")
+        return cls(record.where, "", reason.encode("utf-8", "backslashreplace").decode())  # it may quote a column
 
 
 @dataclass(frozen=True)
@@ -123,13 +129,21 @@ def _read(
         raise DslError("responses to audio cannot be brought along; have the target transcribe it with --prompts")
     vocab_sizes = frozenset((len(tokenizer), tokenizer.vocab_size, vocab_size))
     reader = ResponseReader(tokenizer, vocab_sizes, config.sampling, config.column)
+    requests = None
+    if config.prompts is not None and config.responses is not None:
+        requests = requests_by_id(config.prompts, read_records(config.prompts, config.split))
     for record in read_records(config.source, config.split):
-        for answer in answers_of(record) if config.responses else [record]:
+        try:
+            rows = answers_of(record, requests) if config.responses else [record]
+        except DslError as error:
+            yield Rejected.of(record, error)
+            continue
+        for row in rows:
             try:
                 if config.responses:
-                    brought = reader.read(answer)
-                    yield Task(answer.where, brought.prompt, brought.sampling, brought.response)
+                    brought = reader.read(row)
+                    yield Task(row.where, brought.prompt, brought.sampling, brought.response)
                 else:
-                    yield Task(answer.where, prompt_of(answer, config.column, tokenizer, kind), config.sampling)
+                    yield Task(row.where, prompt_of(row, config.column, tokenizer, kind), config.sampling)
             except DslError as error:
-                yield Rejected(answer.where, "", str(error).removeprefix(f"{answer.where}: "))
+                yield Rejected.of(row, error)

@@ -21,7 +21,7 @@ _TRANSFORMS: dict[str, float] = {
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "allowed_token_ids", "logits_processors"), 0),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"), 0),
     **dict.fromkeys(("structured_outputs", "response_format", "json_schema", "regex", "ebnf", "grammar"), 0),
-    **dict.fromkeys(("structural_tag", "tools", "functions", "lora_request", "adapter_id"), 0),
+    **dict.fromkeys(("structural_tag", "tool_choice", "functions", "lora_request", "adapter_id"), 0),
 }
 #: Relatives of theirs with names of their own. A length penalty only ranks beams.
 _RELATIVES = re.compile(r"(?<!^length)_penalty$|^guided_|custom_logit_processor")
@@ -71,7 +71,7 @@ def stated_sampling(where: str, settings: dict[str, Any], default: Sampling) -> 
 
 
 def _neutral(value: Any, neutral: float) -> bool:
-    if value == {"type": "text"}:  # response_format
+    if value == {"type": "text"} or value == "auto":  # response_format; tool_choice
         return True
     if isinstance(value, str):
         try:

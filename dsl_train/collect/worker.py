@@ -17,7 +17,7 @@ from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.tasks import Rejected, Task
 from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Collector, Reject, Request
 from dsl_train.collect.translated import Translator
-from dsl_train.pair.loading import Pair, load_any_pair, load_pair, load_tokenizer, share_tokenizer
+from dsl_train.pair.loading import Pair, load_pair, load_tokenizer, share_tokenizer
 from dsl_train.traces.store import Counts, Rows, TraceSequence, join_rows
 
 METHODS: dict[str, Callable[[Pair, CollectConfig], Collector]] = {
@@ -60,7 +60,7 @@ class Worker:
             self.pair = load_pair(config.target, config.draft, *placement)
             self.collector = METHODS[config.method](self.pair, config)
         else:
-            self.pair = load_any_pair(config.target, config.draft, *placement)
+            self.pair = load_pair(config.target, config.draft, *placement, own_tokenizers=True)
             self._translator = Translator(self.pair, load_tokenizer(config.draft), config.max_new_tokens)
             self.collector = HindsightCollector(self._translator.labelling, config, check=False)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from transformers.utils import logging
 
 from dsl_train.base.records import DslError, first_line
 from dsl_train.predictor.runtime import CONFIG, ONNX, SHIPPED, read_config, shipped_with
@@ -54,12 +56,20 @@ def push_predictor(
     return str(commit.commit_url)
 
 
+def hide_loading_bars() -> None:
+    """No progress bar of transformers for the rest of this process; those of downloads stay."""
+    downloads_shown = not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if downloads_shown:
+        enable_progress_bars()
+
+
 def cached_revision(repo: str) -> str | None:
     """Commit of the main branch in the local cache, which is the one that was loaded; None if it is not there."""
     if not is_repository(repo):
         return None
-    config = try_to_load_from_cache(repo, "config.json")  # .../snapshots/<commit>/config.json
-    return Path(config).parent.name if isinstance(config, str) else None
+    cached = (try_to_load_from_cache(repo, file) for file in ("config.json", "adapter_config.json"))
+    return next((Path(file).parent.name for file in cached if isinstance(file, str)), None)  # snapshots/<commit>/
 
 
 @lru_cache

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from dsl_train.pair.hub import cached_revision
+from dsl_train.pair.source import adapter_base
 
 _NOT_IDENTITY = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "quantization_config")
 _SAMPLE_BYTES = 1 << 16
@@ -22,7 +23,7 @@ class ModelIdentity:
     id: str
     """As the user named it: folder or Hub id."""
     revision: str | None
-    """Commit on the Hub; for a folder, a hash of its weight files; None for a model that came from neither."""
+    """Commit on the Hub; for a folder or file, a hash of its weights; None for a model that came from neither."""
     architecture: str
     vocab_size: int
     config_hash: str
@@ -40,7 +41,7 @@ def describe_model(model: PreTrainedModel, name: str, quantization: str | None =
     text = json.dumps(config, sort_keys=True, default=str)
     return ModelIdentity(
         id=name,
-        revision=_weights_hash(Path(name)) if Path(name).is_dir() else _hub_revision(model, name),
+        revision=_weights_hash(name) if Path(name).exists() else _hub_revision(model, name),
         architecture=type(model).__name__,
         vocab_size=model.config.get_text_config().vocab_size,
         config_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -54,10 +55,13 @@ def _hub_revision(model: PreTrainedModel, name: str) -> str | None:
     return told or cached_revision(name)
 
 
-def _weights_hash(folder: Path) -> str:
-    """16 hex digits over name, size and both ends of every weights file: quick, and different for each checkpoint."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+def _weights_hash(name: str) -> str:
+    """16 hex digits over name, size and both ends of every weights file, those of an adapter's model among them: quick,
+    and different for each checkpoint."""
+    digest, path, base = hashlib.sha256(), Path(name), adapter_base(name)
+    if base is not None:
+        digest.update((_weights_hash(base) if Path(base).exists() else base).encode())
+    for file in [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         for piece in _ends(file):
             digest.update(piece)

@@ -3,11 +3,9 @@
 Knows transformers' loading; knows no cache, policy or file of ours.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,6 +28,7 @@ from transformers import (
 from dsl_train.base.records import DslError, first_line
 from dsl_train.pair import vocabulary
 from dsl_train.pair.identity import ModelIdentity, describe_model
+from dsl_train.pair.source import ModelSource, find_source, require, tokenizer_source
 from dsl_train.runners.supported import check_encoder_decoder, check_pair_supported, check_supported
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -84,10 +83,10 @@ class Placement:
         """For `from_pretrained`. Raises DslError if a library is missing."""
         options: dict[str, Any] = {"dtype": self.dtype}
         if self.device_map or self.quantization:
-            _require("accelerate", "--device_map and --quantization")
+            require(("accelerate",), "--device_map and --quantization need", "gpu")
             options["device_map"] = self.device_map or {"": self.device}
         if self.quantization:
-            _require("bitsandbytes", "--quantization")
+            require(("bitsandbytes",), "--device_map and --quantization need", "gpu")
             bits = {f"load_in_{self.quantization}": True}
             options["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=self.dtype)
         return options
@@ -100,40 +99,31 @@ def load_pair(
     device: str = "auto",
     device_map: str | None = None,
     quantization: str | None = None,
+    own_tokenizers: bool = False,
 ) -> Pair:
     """Load both models. `device` auto is CUDA if there is one; `dtype` auto is float32 on the CPU, else bfloat16;
-    `device_map` and `quantization` are the target's (`Placement`).
+    `device_map` and `quantization` are the target's (`Placement`). With `own_tokenizers` the draft may speak other
+    tokens; the pair has the target's tokenizer.
 
     Raises DslError for a missing, foreign or damaged folder and for two different vocabularies.
     """
-    pair = load_any_pair(target, draft, dtype, device, device_map, quantization)
-    if _has_tokenizer(draft):
-        vocabulary.check_same(pair.tokenizer, load_tokenizer(draft), target, draft)
-    vocabulary.share_width(pair.target, pair.draft, len(pair.tokenizer), target, draft)
-    return pair
-
-
-def load_any_pair(
-    target: str,
-    draft: str,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
-    quantization: str | None = None,
-) -> Pair:
-    """The same, whatever the draft's tokenizer. The pair has the target's."""
     place = resolve_device(device)
     precision = DTYPES[resolve_dtype(dtype, place)]
     target_model = load_model(target, "target", Placement(precision, place, device_map, quantization))
     draft_model = load_model(draft, "draft", Placement(precision, target_model.device))
     identities = (describe_model(target_model, target, quantization), describe_model(draft_model, draft))
     check_pair_supported(target_model, draft_model)
-    return Pair(target_model, draft_model, load_tokenizer(target), *identities)
+    pair = Pair(target_model, draft_model, load_tokenizer(target), *identities)
+    if not own_tokenizers:
+        if tokenizer_source(draft):
+            vocabulary.check_same(pair.tokenizer, load_tokenizer(draft), target, draft)
+        vocabulary.share_width(pair.target, pair.draft, len(pair.tokenizer), target, draft)
+    return pair
 
 
 def share_tokenizer(target: str, draft: str) -> bool:
     """Whether both speak the same tokens; a draft without a tokenizer of its own is taken to."""
-    return not _has_tokenizer(draft) or vocabulary.are_same(load_tokenizer(target), load_tokenizer(draft))
+    return tokenizer_source(draft) is None or vocabulary.are_same(load_tokenizer(target), load_tokenizer(draft))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -156,34 +146,54 @@ def resolve_dtype(dtype: str, device: torch.device) -> Dtype:
 
 
 def load_model(name: str, role: str, placement: Placement) -> PreTrainedModel:
-    """One language model in eval mode, decoder-only or encoder-decoder; `role` (target, draft) is for messages."""
-    check_folder(name, role)
-    options = placement.options()
+    """One language model in eval mode, decoder-only or encoder-decoder, with its adapter merged if it is one of PEFT;
+    `role` (target, draft) is for messages."""
+    source, options = find_source(name, role), placement.options()
+    if source.adapter and placement.quantization:
+        raise DslError(
+            f"{role} {name} is an adapter, which does not merge exactly into {placement.quantization} weights; "
+            "leave --quantization out, or merge it first with merge_and_unload and save_pretrained"
+        )
     with _naming(name, role):
-        kind = kind_of(AutoConfig.from_pretrained(name))
-        loaded: Any = _CLASSES[kind].from_pretrained(name, output_loading_info=True, **options)
+        kind = kind_of(AutoConfig.from_pretrained(source.name, **source.options))
+        loaded: Any = _CLASSES[kind].from_pretrained(source.name, output_loading_info=True, **source.options, **options)
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise DslError(
             f"{role} {name} lacks {len(missing)} of its weights, {missing[0]} first; download or save it again"
         )
+    if source.adapter:
+        with _naming(name, role):
+            model = _merged(model, source.adapter)
     (check_supported if kind == "decoder-only" else check_encoder_decoder)(model, role)
     return (model if "device_map" in options else model.to(placement.device)).eval()
 
 
+def _merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """The adapter's difference added to the model's weights. Raises DslError for one that adds no difference."""
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, adapter)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = adapted.peft_config["default"].peft_type.value
+        raise DslError(f"its adapter is {kind}, which has no weights to merge; give one that has, such as LORA")
+    return cast(PreTrainedModel, adapted.merge_and_unload())
+
+
 def identify(name: str, role: str, dtype: torch.dtype, quantization: str | None = None) -> ModelIdentity:
     """Who a model is once it is loaded, from its configuration alone: a second instead of minutes."""
-    check_folder(name, role)
+    source = find_source(name, role)
     with _naming(name, role), torch.device("meta"):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(source.name, **source.options)
         model = _CLASSES[kind_of(config)].from_config(config, dtype=dtype)
     return describe_model(model, name, quantization)
 
 
 def kind_named(name: str) -> Kind:
     """Of a model that `identify` has found."""
-    return kind_of(AutoConfig.from_pretrained(name))
+    source = find_source(name, "model")
+    return kind_of(AutoConfig.from_pretrained(source.name, **source.options))
 
 
 def kind_of(config: PreTrainedConfig) -> Kind:
@@ -209,8 +219,9 @@ def _naming(name: str, role: str) -> Iterator[None]:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Raises DslError if there is none."""
+    source = tokenizer_source(name) or ModelSource(name)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(source.name, **source.options)
     except Exception as error:  # as above
         raise DslError(
             f"{name} {_unreadable(name, 'a folder with a tokenizer')} ({first_line(error)}); check the name, "
@@ -227,27 +238,6 @@ def library_defaults(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = kept
-
-
-def check_folder(name: str, role: str) -> None:
-    """Raises DslError if `name` is a folder without a model or, not being one, cannot be a Hub id either."""
-    folder = Path(name)
-    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DslError(f"{role} folder {name} has no config.json; give a folder written by save_pretrained")
-    if not folder.is_dir() and (looks_local or folder.exists()):
-        raise DslError(f"{role} folder {name} does not exist; check the path, or give a model's Hub id")
-
-
-def _require(library: str, options: str) -> None:
-    if find_spec(library) is None:
-        raise DslError(f"{options} need {library}, which is not installed; run pip install 'dsl-train[gpu]'")
-
-
-def _has_tokenizer(name: str) -> bool:
-    """A draft without a tokenizer of its own is taken at its word."""
-    folder = Path(name)
-    return not folder.is_dir() or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
 
 
 def _unreadable(name: str, wanted: str) -> str:

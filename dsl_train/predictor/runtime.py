@@ -121,7 +121,8 @@ class Predictor:
 
 def shipped_with(draft: str | Path) -> Path | None:
     """Folder of the predictor beside a draft model; None if there is none."""
-    folder = Path(draft) / SHIPPED
+    path = Path(draft)
+    folder = (path.parent if path.is_file() else path) / SHIPPED
     return folder if (folder / CONFIG).is_file() else None
 
 

@@ -1,7 +1,8 @@
 """Tables on the terminal. Knows results; computes nothing but units."""
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,24 +15,29 @@ from dsl_train.bench.statistics import Interval
 from dsl_train.report.verdict import verdict
 
 _MAX_MISMATCHES = 10
-_WIDTH = 200  # columns where the output is no terminal
+_UNLIMITED = 10_000  # columns, more than any table has
 
 
 def show(result: LiveResult | ReplayTable | CostProfile | VerifyResult) -> None:
     """Print a result on standard output."""
+    if isinstance(result, LiveResult):
+        print_whole(live_table(result), *live_remarks(result), *([group_table(result)] if result.groups else []))
+    elif isinstance(result, ReplayTable):
+        print_whole(replay_table(result), *replay_remarks(result))
+    elif isinstance(result, VerifyResult):
+        print_whole(verdict(result))
+    else:
+        print_whole(cost_table(result))
+
+
+def print_whole(*parts: RenderableType) -> None:
+    """One below the other on standard output; where that is no terminal, as wide as the widest needs."""
     console = Console()
     if not console.is_terminal:
-        console.width = _WIDTH  # tables in a file are never cut
-    if isinstance(result, LiveResult):
-        console.print(live_table(result), *live_remarks(result), sep="\n")
-        if result.groups:
-            console.print(group_table(result))
-    elif isinstance(result, ReplayTable):
-        console.print(replay_table(result), *replay_remarks(result), sep="\n")
-    elif isinstance(result, VerifyResult):
-        console.print(verdict(result))
-    else:
-        console.print(cost_table(result))
+        unlimited = console.options.update_width(_UNLIMITED)
+        widest = max(Measurement.get(console, unlimited, part).maximum for part in parts)
+        console.width = max(console.width, widest)
+    console.print(*parts, sep="\n")
 
 
 def live_table(result: LiveResult) -> Table:

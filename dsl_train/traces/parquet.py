@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -61,13 +61,13 @@ def hint(path: Path) -> str:
     return f"delete {both}, then run the same dsl-collect command again"
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of any Parquet file, as dictionaries; read piece by piece."""
+def read_records(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of any Parquet file, opened for reading, as dictionaries; read piece by piece. `name` is for messages."""
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_RECORDS_AT_ONCE):
+        for batch in pq.ParquetFile(stream).iter_batches(_RECORDS_AT_ONCE):
             yield from batch.to_pylist()
     except _UNREADABLE as error:
-        raise DslError(f"{path} is not a whole Parquet file ({first_line(error)}); {hint(path)}") from error
+        raise DslError(f"{name} is not a whole Parquet file ({first_line(error)}); {hint(Path(name))}") from error
 
 
 def as_lists(column: pa.ChunkedArray) -> list[np.ndarray]:
