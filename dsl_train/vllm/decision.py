@@ -22,6 +22,7 @@ class Decision(Protocol):
     """Decides for the batch. What it wants is drafted, and what is drafted is verified."""
 
     name: str
+    needs_features: bool
     needs_primitives: bool
     without_entropy: bool
     num_questions: int
@@ -46,7 +47,8 @@ class EachOnItsOwn:
 
     def __init__(self, spec: str) -> None:
         self.spec, self.name, needs = spec, spec, needs_of(spec)
-        self.needs_primitives, self.without_entropy = needs != "position", needs in WITHOUT_ENTROPY
+        self.needs_features, self.needs_primitives = needs == "features", needs != "position"
+        self.without_entropy = needs in WITHOUT_ENTROPY
         self.num_questions = self.num_stops = 0
         self._cap = make_policy(spec).max_lookahead
 
@@ -76,7 +78,7 @@ class LearnedTogether:
     alone: nothing is timed, and rounds are those of our own loop whatever the batch.
     """
 
-    needs_primitives = without_entropy = True
+    needs_features = needs_primitives = without_entropy = True
 
     def __init__(self, predictor: Predictor, costs: StopRule | BatchCosts) -> None:
         self.name, self.predictor, self.costs = "learned", predictor, costs

@@ -16,7 +16,7 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from dsl_train.base.records import DraftPrimitives
 from dsl_train.features.primitives import read_drafts
 from dsl_train.vllm.costs import BatchCosts
-from dsl_train.vllm.decision import Decision, LearnedTogether
+from dsl_train.vllm.decision import Decision
 from dsl_train.vllm.draft_passes import DraftPasses, Reader
 from dsl_train.vllm.request import RequestText
 from dsl_train.vllm.statistics import Statistics
@@ -112,15 +112,13 @@ class LookaheadProposer(DraftModelProposer):
         temperature = params.temperature if params.temperature >= _GREEDY else 0.0
         stops = set() if params.ignore_eos else {params.eos_token_id}
         end = min(len(prompt) + (params.max_tokens or self.max_model_len), self.max_model_len)
-        policy = self.decision.policy()
-        with_features = isinstance(self.decision, LearnedTogether) or (policy and policy.needs == "features")
         request = RequestText(
             prompt,
             temperature,
             min(end, self.runner.effective_drafter_max_model_len),
             frozenset(stops | set(params.stop_token_ids or ())),
-            bool(with_features),
-            policy,
+            self.decision.needs_features,
+            self.decision.policy(),
         )
         if record.output_token_ids:
             request.commit(list(record.output_token_ids), 0)
