@@ -183,7 +183,9 @@ def test_preemption_chunked_prompts_and_shared_prefixes_change_nothing():
     preempted = []
     scheduler = engine.llm_engine.engine_core.engine_core.scheduler
     preempt = scheduler._preempt_request
-    scheduler._preempt_request = lambda request, *rest: preempted.append(request) or preempt(request, *rest)
+    scheduler._preempt_request = lambda request, *rest, **named: (
+        preempted.append(request) or preempt(request, *rest, **named)
+    )
     expected = answers(plain(), texts, greedy(96))
     assert answers(engine, texts, greedy(96)) == expected
     assert answers(engine, texts, greedy(96)) == expected  # now with what the cache kept
