@@ -97,12 +97,15 @@ def _with_lookahead(load: Any, settings: Any) -> Any:
             decision = settings.decision(config, target, proposer.model)
         except DslError as error:
             raise ValueError(f"dsl_train: {error}") from error  # vLLM shows it and stops
+        from dsl_train.vllm.mended import mend_sampling_on_cpus
         from dsl_train.vllm.proposer import LookaheadProposer
         from dsl_train.vllm.statistics import Statistics
 
         proposer.__class__ = LookaheadProposer
         proposer.begin_service(decision, Statistics(_LOG))
         _serve(proposer.runner)
+        if proposer.device.type == "cpu":
+            mend_sampling_on_cpus()
         _LOG.info(
             "dsl_train: policy %s decides the lookahead of each request, at most %d tokens",
             *(decision.name, config.speculative_config.num_speculative_tokens),
