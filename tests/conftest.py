@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from dsl_train.api import calibration
 from dsl_train.base.records import DraftStep, no_features
+
+#: `make test-vllm` has an environment of its own.
+collect_ignore = [] if find_spec("vllm") and find_spec("vllm.engine") else ["vllm"]
 
 VOCAB_SIZE, CONTEXT, END = 64, 256, "<|end|>"
 

@@ -25,6 +25,7 @@ FOLDERS = (
     "train",
     "api",
     "hf",
+    "vllm",
     "collect",
     "bench",
     "evidence",
@@ -47,6 +48,8 @@ DOORS = {
     "jinja2": {"report"},
     "jsonargparse": {"cli", "reference"},
     "ray": {"collect.ray"},
+    "vllm": {"vllm"},
+    "prometheus_client": {"vllm.statistics"},
 }
 
 

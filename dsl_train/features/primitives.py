@@ -4,6 +4,7 @@ Letters: T positions, V vocabulary. Reads logits; knows no models, caches, polic
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -64,6 +65,17 @@ def read_draft(
     packed = torch.cat([token_ids.double(), draft_primitives(logits[-1:], token_ids[-1:])[0].double()]).tolist()
     ids = list(map(int, packed[: len(token_ids)]))
     return ids, unpack_draft(packed[len(ids) :], ids[-1])
+
+
+def read_drafts(logits: torch.Tensor, token_ids: Sequence[int], without_entropy: bool = False) -> list[DraftPrimitives]:
+    """The primitives of one drafted token per text: the rows of `logits` [T, V], overwritten, are of T texts. As
+    :func:`read_draft`, in one copy to the host."""
+    if logits.is_cpu:
+        ids = torch.tensor(token_ids)
+        rows = range(len(token_ids))
+        return [read_draft(logits[i : i + 1], ids[i : i + 1], without_entropy)[1] for i in rows]
+    packed = draft_primitives(logits, torch.tensor(token_ids, device=logits.device)).tolist()
+    return [unpack_draft(row, token_id) for row, token_id in zip(packed, token_ids, strict=True)]
 
 
 def read_drawn(logits: torch.Tensor, probs: torch.Tensor, token_id: int) -> DraftPrimitives:
