@@ -166,7 +166,7 @@ def test_what_is_kept_does_not_grow_with_the_text():
             decoder = runner._decoder
             assert isinstance(decoder, StateDecoder)
             assert decoder.num_kept_bytes == 0  # after a round nothing but the state itself
-        states = [layer for layer in runners[0]._decoder._inner.cache.layers]
+        states = list(runners[0]._decoder._inner.cache.layers)
         num_bytes = sum(state.nbytes for layer in states for state in layer.conv_states.values())
         sizes[finished.start] = num_bytes + sum(s.nbytes for layer in states for s in layer.recurrent_states.values())
 
