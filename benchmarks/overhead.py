@@ -25,8 +25,10 @@ from dsl_train.base import files
 from dsl_train.base.policy import Policy
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.prompts import read_prompts
+from dsl_train.features.vector import FeatureView
 from dsl_train.loop.drafter import Drafter
 from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.loop.text import Text
 from dsl_train.pair.loading import load_pair
 from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
@@ -112,18 +114,15 @@ def by_length(args: argparse.Namespace) -> list[dict[str, float]]:
     for prompt in prompts:
         ledger, seen = Ledger(), np.zeros(3)
         began = time.perf_counter()
-
-        def on_round(finished: Any, ledger: Ledger = ledger, began: float = began) -> None:
-            nonlocal seen
-            forwards = sum(ledger.seconds[name] for name in FORWARDS)
-            length = finished.start + len(finished.committed)
-            now = np.array([length, forwards, time.perf_counter() - began - forwards])
-            if seen[0]:  # not the prefill
-                bins[length // BIN * BIN] = bins.get(length // BIN * BIN, np.zeros(3)) + now - seen
-            seen = now
-
+        text = engine.begin(prompt, args.max_length - len(prompt))
         with ledger.watching(speculator):
-            engine.generate(prompt, args.max_length - len(prompt), on_round=on_round)
+            for finished in engine.rounds(text):
+                forwards = sum(ledger.seconds[name] for name in FORWARDS)
+                length = finished.start + len(finished.committed)
+                now = np.array([length, forwards, time.perf_counter() - began - forwards])
+                if seen[0]:  # not the prefill
+                    bins[length // BIN * BIN] = bins.get(length // BIN * BIN, np.zeros(3)) + now - seen
+                seen = now
     rows = []
     print("text length   tokens   forwards   other   [us per token]")
     for first, (tokens, forwards, other) in sorted(bins.items()):
@@ -175,13 +174,14 @@ def by_vocabulary(args: argparse.Namespace) -> list[dict[str, float]]:
 
 def block_timer(draft: Recorded, policy: Policy) -> Callable[[], float]:
     """Drafts a block and returns the seconds per token."""
-    text = list(range(1, 129))
-    drafter = Drafter(draft, policy, Sampling(), frozenset(), text)
-    generator = torch.Generator()
+    prompt = list(range(1, 129))
+    view = FeatureView(prompt, 0.0) if policy.needs == "features" else None
+    text = Text.begin(prompt, 128, draft.context, frozenset(), torch.Generator(), view)
+    drafter = Drafter(draft, policy, Sampling())
 
     def seconds_per_token() -> float:
         began = time.perf_counter()
-        block = drafter.draft_block(text, BLOCK, generator)
+        block = drafter.draft_block(text, BLOCK)
         return (time.perf_counter() - began) / len(block.token_ids)
 
     return seconds_per_token

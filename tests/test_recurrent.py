@@ -161,7 +161,8 @@ def test_what_is_kept_does_not_grow_with_the_text():
     target, sizes = make("FalconH1", torch.float32), {}
     runners = CachedModel(target), CachedModel(noisy(target, SOMETIMES))
 
-    def weigh(finished) -> None:
+    engine = SpeculativeEngine(*runners, make_policy("static:4"))
+    for finished in engine.rounds(engine.begin(prompt_of(3), 200)):
         for runner in runners:
             decoder = runner._decoder
             assert isinstance(decoder, StateDecoder)
@@ -169,8 +170,6 @@ def test_what_is_kept_does_not_grow_with_the_text():
         states = list(runners[0]._decoder._inner.cache.layers)
         num_bytes = sum(state.nbytes for layer in states for state in layer.conv_states.values())
         sizes[finished.start] = num_bytes + sum(s.nbytes for layer in states for s in layer.recurrent_states.values())
-
-    SpeculativeEngine(*runners, make_policy("static:4")).generate(prompt_of(3), 200, on_round=weigh)
     assert len(sizes) > 40
     assert len(set(sizes.values())) == 1
 

@@ -6,6 +6,7 @@ Everything here is a thin layer over `loop.engine.SpeculativeEngine`, which is t
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from dsl_train.base.policy import Policy
 from dsl_train.base.records import GenerationResult, Round
 from dsl_train.base.sampling import Sampling
 from dsl_train.loop.block import Verification, checked
-from dsl_train.loop.engine import OnRound, SpeculativeEngine
+from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair, load_pair, load_tokenizer
 from dsl_train.pair.prompt import EncodedPrompt, PairPrompt, begin, encode_audio, encode_text, encode_tokens, runner_of
@@ -126,7 +127,7 @@ class Speculator:
         sampling: Sampling | None = None,
         max_new_tokens: int = 128,
         seed: int = 0,
-        on_round: OnRound | None = None,
+        on_round: Callable[[Round], None] | None = None,
         on_text: Callable[[str], None] | None = None,
         resume: bool = False,
     ) -> Generation:
@@ -141,7 +142,7 @@ class Speculator:
         sampling: Sampling | None,
         max_new_tokens: int,
         seed: int,
-        on_round: OnRound | None,
+        on_round: Callable[[Round], None] | None,
         on_text: Callable[[str], None] | None,
         resume: bool,
     ) -> Generation:
@@ -150,13 +151,15 @@ class Speculator:
         token_ids = begin(encoded, *runners)
         target, draft, law = under_own_settings(self.pair, runners, encoded, sampling or Sampling(), max_new_tokens)
         engine = SpeculativeEngine(target, draft, self.policy, law, self.pair.eos_token_ids, self.verification)
-        listeners = [listen for listen in (on_round, stream and stream.on_round) if listen]
-
-        def tell(finished: Round) -> None:
-            for listen in listeners:
-                listen(finished)
-
-        result = engine.generate(token_ids, max_new_tokens, seed, on_round=tell, resume=resume)
+        began, rounds = time.perf_counter(), []
+        text = engine.begin(token_ids, max_new_tokens, seed, resume)
+        for finished in engine.rounds(text):
+            rounds.append(finished)
+            if on_round:
+                on_round(finished)
+            if stream:
+                stream.push(finished.committed)
+        result = text.result(rounds[1:], time.perf_counter() - began)
         if stream:
             stream.end()
         return self._decode(result)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from dsl_train.base.records import Round
-
 _UNFINISHED = "\ufffd"
 
 
@@ -20,9 +18,6 @@ class TextStream:
         self.tokenizer, self.on_text = tokenizer, on_text
         self._window: list[int] = []
         self._shown = ""  # what has been passed on of the window's text
-
-    def on_round(self, finished: Round) -> None:
-        self.push(finished.committed)
 
     def push(self, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:

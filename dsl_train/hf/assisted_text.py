@@ -11,15 +11,19 @@ from transformers import LogitsProcessor
 from dsl_train.base.policy import Needs, Policy, tell_times
 from dsl_train.base.records import DraftStep, Round
 from dsl_train.base.sampling import Sampling
+from dsl_train.features.vector import FeatureView
 from dsl_train.loop.drafter import Drafter
-from dsl_train.loop.verify import token_probs
+from dsl_train.loop.text import Text
+from dsl_train.loop.verify import compare
 from dsl_train.runners.processed import ProcessedModel
+
+_NO_END = 1 << 62  # transformers knows where the text ends
 
 
 class AssistedText:
     """Drafts a block a round; learns at the next one what became of it."""
 
-    _tokens: list[int]
+    _text: Text
     _drafted: tuple[int, ...]
     _drafter: Drafter
     _draft_began: float
@@ -37,35 +41,37 @@ class AssistedText:
         self.draft_model, self.policy, self.sampling, self.num_padding = draft, policy, sampling, num_padding
         self.observer = TargetObserver()
         self._eos_token_ids = eos_token_ids
-        self._draft_probs = torch.empty(0, draft.width)  # [K, V] unless greedy
+        self._draft_probs: torch.Tensor | None = None  # [K, V] unless greedy
         self._generator = torch.Generator(draft.device).manual_seed(int(torch.randint(1 << 62, ())))
         self._begin(token_ids[num_padding:])
 
     def draft(self, token_ids: list[int], limit: int) -> tuple[list[int], tuple[torch.Tensor, ...]]:
         """Tokens after the text so far, at least one, and the scores [1, V] whose softmax each was drawn from."""
         began = time.perf_counter()
-        committed = token_ids[self.num_padding + len(self._tokens) :]
+        committed = token_ids[self.num_padding + len(self._text.tokens) :]
         if committed:
             self._commit(committed)
             self._asked.can_ask = True
             self._tell_times(began)
         elif self.policy.needs == "features":
             limit = 1  # the target has not spoken yet: there is nothing to ask the policy with
-        limit = min(limit, self.policy.max_lookahead, self.draft_model.context - len(self._tokens))
-        if limit < 1 and len(self._tokens) >= self.draft_model.context:
+        limit = min(limit, self.policy.max_lookahead, self.draft_model.context - len(self._text.tokens))
+        if limit < 1 and len(self._text.tokens) >= self.draft_model.context:
             return self._guess()
-        block = self._drafter.draft_block(self._tokens, max(1, limit), self._generator)
+        block = self._drafter.draft_block(self._text, max(1, limit))
         self._drafted, self._draft_began, self._draft_ended = block.token_ids, began, time.perf_counter()
+        self._draft_probs = block.probs
         if block.probs is None:  # greedy: compared by token alone
             return list(block.token_ids), (torch.zeros(1, self.draft_model.width),) * len(block.token_ids)
-        self._draft_probs = block.probs
         return list(block.token_ids), tuple(block.probs.log()[:, None])
 
     def _begin(self, tokens: list[int]) -> None:
-        self._tokens, self._drafted = tokens, ()
+        view = FeatureView(tokens, self.sampling.temperature) if self.policy.needs == "features" else None
+        self._text = Text(tokens, len(tokens), _NO_END, self._eos_token_ids, self._generator, view)
+        self._drafted, self._asked = (), _AtLeastOne(self.policy)
+        self._drafter = Drafter(self.draft_model, self._asked, self.sampling)
         self.draft_model.reset()
-        self._asked = _AtLeastOne(self.policy)
-        self._drafter = Drafter(self.draft_model, self._asked, self.sampling, self._eos_token_ids, tokens)
+        self._asked.reset()
 
     def _guess(self) -> tuple[list[int], tuple[torch.Tensor, ...]]:
         """After the draft's context: one token by chance, since transformers insists on one."""
@@ -74,12 +80,13 @@ class AssistedText:
         return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0].tolist(), (scores,)
 
     def _commit(self, committed: list[int]) -> None:
-        start, num_accepted = len(self._tokens), min(len(committed) - 1, len(self._drafted))
+        start, num_accepted = len(self._text.tokens), min(len(committed) - 1, len(self._drafted))
         logits = self.observer.take(len(committed))  # [committed, V]
-        self._tokens += committed
-        self._drafter.draft.truncate(start + num_accepted)
-        if self._drafter.view:
-            self._tell_features(logits, committed, num_accepted)
+        self._text.tokens += committed
+        self.draft_model.truncate(start + num_accepted)
+        if self._text.view:
+            target_probs = None if self.sampling.greedy else self.sampling.probs(logits)
+            self._text.tell(committed, *compare(committed, self._drafted, self._draft_probs, target_probs))
         if self._drafted:
             self.policy.observe(Round(start, self._drafted, num_accepted, tuple(committed)))
 
@@ -88,18 +95,6 @@ class AssistedText:
         if self._drafted:
             seconds = (self._draft_ended - self._draft_began, now - self._draft_ended, now - self._draft_began)
             tell_times(self.policy, len(self._drafted), *seconds)
-
-    def _tell_features(self, logits: torch.Tensor, committed: list[int], num_accepted: int) -> None:
-        known = committed[: len(self._drafted)]
-        if self.sampling.greedy:
-            target_token_probs = [1.0] * len(committed)
-            agreements = [1.0] * num_accepted + [0.0] * (len(known) - num_accepted)
-        else:
-            target_token_probs = token_probs(self.sampling.probs(logits), committed)
-            draft_token_probs = token_probs(self._draft_probs, known)
-            pairs = zip(draft_token_probs, target_token_probs, strict=False)
-            agreements = [min(1.0, draft_prob / target_prob) for draft_prob, target_prob in pairs]
-        self._drafter.commit(committed, agreements, target_token_probs)
 
 
 class TargetObserver(LogitsProcessor):

@@ -20,7 +20,7 @@ from dsl_train.base.records import DslError
 from dsl_train.hf.frames import running
 from dsl_train.hf.policy import policy_of
 from dsl_train.hf.request import read_request
-from dsl_train.hf.stopping import Stopped, TextWatch
+from dsl_train.hf.stopping import TextWatch
 from dsl_train.loop.block import Verification
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.predictor.runtime import Predictor
@@ -64,11 +64,11 @@ def decode(
     engine = SpeculativeEngine(target, draft, chosen, sampling, request.eos_token_ids, verification)
     streamer = running(GenerationMixin.generate).get("streamer")
     watch = TextWatch(input_ids, request.criteria, streamer, target.scores if request.output_scores else None)
-    try:
-        seed = int(torch.randint(1 << 62, ()))  # of torch's global generator, as transformers draws from it
-        engine.generate(request.token_ids, request.max_new_tokens, seed, on_round=watch.on_round)
-    except Stopped:
-        pass  # a criterion's word; the watch holds the text up to there
+    seed = int(torch.randint(1 << 62, ()))  # of torch's global generator, as transformers draws from it
+    text = engine.begin(request.token_ids, request.max_new_tokens, seed)
+    for finished in engine.rounds(text):
+        if not watch.take(finished):
+            break
     watch.end()
     if not request.return_dict:
         return watch.token_ids[None]

@@ -9,10 +9,6 @@ from transformers.generation.streamers import BaseStreamer
 from dsl_train.base.records import Round
 
 
-class Stopped(Exception):  # noqa: N818  # no error: it ends the loop
-    """Raised through the loop when a stopping criterion ends the text."""
-
-
 class TextWatch:
     """Passes committed tokens on, one by one, until a criterion says stop."""
 
@@ -33,14 +29,16 @@ class TextWatch:
     def token_ids(self) -> torch.Tensor:  # [T + new]
         return torch.tensor(self._token_ids, device=self._device)
 
-    def on_round(self, finished: Round) -> None:
-        """Raises Stopped behind the first token at which a criterion holds."""
+    def take(self, finished: Round) -> bool:
+        """Pass a round's tokens on; False if a criterion ends the text, which has the token at which it holds and none
+        after it."""
         for i, token_id in enumerate(finished.committed):
             self._token_ids.append(token_id)
             if self._criteria and self._holds():
                 self._stream(finished.committed[: i + 1])
-                raise Stopped
+                return False
         self._stream(finished.committed)
+        return True
 
     def _holds(self) -> bool:
         scores = self._scores(self._start, len(self._token_ids)) if self._scores else None

@@ -8,6 +8,7 @@ import torch
 
 from dsl_train.base.records import Round
 from dsl_train.hf.assisted_text import AssistedText
+from dsl_train.loop.verify import compare
 
 
 class TranslatedText(AssistedText):
@@ -17,19 +18,20 @@ class TranslatedText(AssistedText):
         """May draft nothing: a text of special tokens alone is empty in the draft's."""
         if not token_ids:
             return [], ()
-        if token_ids[: len(self._tokens)] != self._tokens:
+        if token_ids[: len(self._text.tokens)] != self._text.tokens:
             self._begin(token_ids)  # read like a prompt
-        elif len(token_ids) == len(self._tokens):  # the target wrote nothing that the draft could read
-            self._drafter.draft.truncate(len(token_ids) - 1)
+        elif len(token_ids) == len(self._text.tokens):  # the target wrote nothing that the draft could read
+            self.draft_model.truncate(len(token_ids) - 1)
         return super().draft(token_ids, limit)
 
     def _commit(self, committed: list[int]) -> None:
-        start = len(self._tokens)
+        start = len(self._text.tokens)
         known = list(zip(committed, self._drafted, strict=False))
         num_accepted = next((i for i, (token_id, drafted) in enumerate(known) if token_id != drafted), len(known))
-        agreements = [1.0] * num_accepted + [0.0] * (num_accepted < len(known))
-        self._tokens += committed
-        self._drafter.draft.truncate(start + max(len(agreements), 1) - 1)  # the rest of the text is yet to be predicted
-        self._drafter.commit(committed, agreements, [1.0] * len(committed))
+        self._text.tokens += committed
+        agreements, target_token_probs = compare(committed[: num_accepted + 1], self._drafted, None, None)
+        target_token_probs += [1.0] * (len(committed) - len(target_token_probs))
+        self.draft_model.truncate(start + max(len(agreements), 1) - 1)  # the rest of the text is yet to be predicted
+        self._text.tell(committed, agreements, target_token_probs)
         if self._drafted:
             self.policy.observe(Round(start, self._drafted, num_accepted, tuple(committed)))

@@ -5,11 +5,11 @@ several drafted tokens are by default judged together (`block.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from dsl_train.base.sampling import draw, on_host
+from dsl_train.base.sampling import Sampling, draw, most_likely, on_host
 from dsl_train.loop.block import Verification, verify_block
 
 
@@ -18,6 +18,43 @@ class Verdict:
     num_accepted: int
     token_id: int
     """The corrected token at the first rejection, or the bonus token after a block accepted whole."""
+    target_probs: torch.Tensor | None = field(default=None, compare=False)
+    """[K + 1, V] what a sampled block was judged by."""
+
+
+def judge(
+    logits: torch.Tensor,  # [K + 1, V] of the target
+    drafted: Sequence[int],  # [K]
+    draft_probs: torch.Tensor | None,  # [K, V] float32; None when greedy or K = 0
+    sampling: Sampling,
+    generator: torch.Generator,
+    verification: Verification = "block",
+) -> Verdict:
+    """What becomes of a drafted block."""
+    if sampling.greedy:
+        return verify_greedy(most_likely(logits), drafted)
+    target_probs = sampling.probs(logits)
+    verdict = verify(
+        target_probs, target_probs[:0] if draft_probs is None else draft_probs, drafted, generator, verification
+    )
+    return replace(verdict, target_probs=target_probs)
+
+
+def compare(
+    committed: Sequence[int],  # no more than K + 1
+    drafted: Sequence[int],  # [K]
+    draft_probs: torch.Tensor | None,  # [K, V] float32; None when greedy or K = 0
+    target_probs: torch.Tensor | None,  # [>= committed, V] float32; None when greedy
+) -> tuple[list[float], list[float]]:
+    """min(1, draft/target) of the committed tokens within the block, which a bonus token is not; and the target's
+    probability of each committed token. Greedy distributions are one-hot."""
+    if target_probs is None:
+        agreements = [float(token_id == proposed) for token_id, proposed in zip(committed, drafted, strict=False)]
+        return agreements, [1.0] * len(committed)
+    target_token_probs = token_probs(target_probs, committed)
+    draft_token_probs = [] if draft_probs is None else token_probs(draft_probs, committed[: len(drafted)])
+    pairs = zip(draft_token_probs, target_token_probs, strict=False)
+    return [min(1.0, draft_prob / target_prob) for draft_prob, target_prob in pairs], target_token_probs
 
 
 def verify(

@@ -27,12 +27,14 @@ class CachedModel:
     """
 
     _compiled: compiled.CompiledDecoder | None = None
+    _num_proposed: int | None = None
+    """Token ids that have logits, the first ones; None: all."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = model.device
         self.context = context_length(model)
-        self._num_proposed = head_tokens(model)  # None: all
+        self._num_proposed = head_tokens(model)
         self._decoder: Decoder = _decoder_for(model)
         if isinstance(self._decoder, compiled.CompiledDecoder):
             self._compiled = self._decoder

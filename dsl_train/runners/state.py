@@ -136,7 +136,7 @@ class StateDecoder:
                 layer.crop(-num_removed)
             elif isinstance(layer, DynamicSlidingWindowLayer):
                 DynamicSlidingWindowLayer.crop(layer, -num_removed)  # type: ignore[arg-type]
-                LinearAttentionLayer.crop(layer, 0)  # the convolution's inputs, to its width
+                LinearAttentionLayer.crop(layer, 0)  # type: ignore[arg-type]  # the convolution's inputs, to its width
             elif isinstance(layer, DynamicLayer):
                 DynamicLayer.crop(layer, -num_removed)
 
