@@ -64,13 +64,39 @@ def test_a_finished_collection_is_left_alone_and_needs_no_weights(config, folder
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-def test_a_folder_of_another_collection_is_refused_and_kept(config, folder):
+@pytest.mark.parametrize("part_size", [2, 4])
+@pytest.mark.parametrize("num_shards", [None, 2])
+def test_a_collection_grows_by_more_prompts(config, folder, tmp_path, part_size, num_shards):
+    """The last part was full, or was not; a collection that was not finished grows, too."""
+    shard = {"num_shards": num_shards, "shard_index": num_shards and 0}
+    config = dataclasses.replace(config, part_size=part_size, **shard)
+    whole = dataclasses.replace(config, num_prompts=11, output=str(tmp_path / "whole"))
+    made = collect(whole)
+    first = collect(config)
+    (first.folder / "sequences" / "part-00000.parquet").unlink()
+    more = dataclasses.replace(config, num_prompts=11)
+    estimated = estimate(dataclasses.replace(more, dry_run=True))
+    full = first.counts.num_sequences // part_size
+    assert estimated.num_parts_done == max(0, full - 1)
+    grown = collect(more)
+    assert tables(grown.folder) == tables(made.folder)
+    assert grown.counts == made.counts
+    open_traces([grown.folder])
+    with pytest.raises(DslError, match="not shrink"):
+        collect(config)
+
+
+def test_a_folder_of_another_collection_is_refused_and_kept(config, folder, tmp_path):
     collect(config)
     before = (folder / "manifest.json").read_text()
     with pytest.raises(DslError, match=r"holds another collection: its temperature is 0.0, now 0.5; repeat .*--output"):
         collect(dataclasses.replace(config, temperature=0.5))
-    with pytest.raises(DslError, match=r"its prompts' number is 6, now 3"):
+    with pytest.raises(DslError, match=r"its prompts' number is 6, now 3; .* not shrink: ask for at least 6 texts"):
         collect(dataclasses.replace(config, num_prompts=3))
+    lines = PROMPTS.read_text().splitlines()
+    (tmp_path / "other.jsonl").write_text("\n".join(lines[1:9]))
+    with pytest.raises(DslError, match=r"its prompts' number is 6, now 8; .* the first 6 of these texts are not those"):
+        collect(dataclasses.replace(config, prompts=str(tmp_path / "other.jsonl"), num_prompts=None))
     with pytest.raises(DslError, match=r"its target's dtype is 'float32', now 'bfloat16'"):
         collect(dataclasses.replace(config, dtype="bfloat16"))
     assert (folder / "manifest.json").read_text() == before

@@ -189,6 +189,14 @@ def test_every_token_of_the_sample_has_its_fate_and_the_survival_it_was_drafted_
     assert [token.fate for token in last.tokens] == ["accepted", "bonus"]
 
 
+def test_a_block_drafted_past_its_recorded_tail_is_shown_as_far_as_it_was_recorded():
+    walked = written("aaaraaaaaa", tail=0)  # as with --tail_fraction below 1
+    data = ReportData(walked, None, KnowsAll(np.ones(len(walked), dtype=bool)))  # type: ignore[arg-type]
+    first, *_ = sample(data, replay.replay_static(walked, 6), 0, Letters()).rounds  # type: ignore[arg-type]
+    assert (first.num_drafted, first.num_accepted) == (6, 2)
+    assert [token.fate for token in first.tokens] == ["accepted", "accepted", "rejected", "corrected"]
+
+
 def test_without_a_tokenizer_the_sample_shows_ids_and_says_why(synthetic):
     evidence = gather(all_knowing(synthetic), [])
     assert evidence.sample.rounds[0].tokens[0].text.startswith("#")

@@ -37,7 +37,8 @@ class CollectConfig:
     split: str = "train"
     """Split of a Hub dataset."""
     num_prompts: int | None = None
-    """Use only the first so many different prompts; of responses, so many different texts."""
+    """Use only the first so many different prompts; of responses, so many different texts. A collection resumed with
+    more of them grows."""
     method: Literal["hindsight", "oracle"] = "hindsight"
     """hindsight: the target's responses, generated in batches, through both models once; the same law, faster. oracle:
     speculative decoding itself, each block drafted to the first mismatch and a tail beyond."""

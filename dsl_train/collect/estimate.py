@@ -55,8 +55,8 @@ def estimate(config: CollectConfig) -> Estimate:
     Raises DslError for whatever `collect` would refuse, and if none of the batch's texts can be used.
     """
     plan = make_plan(config)
-    folders.check(plan.folder, plan.describe())
-    done = store.completed_parts(plan.folder)
+    changed = folders.check(plan.folder, plan.describe(), plan.inputs)
+    done = [part for part in store.completed_parts(plan.folder) if part != changed]
     tasks = plan.inputs.tasks
     left = [task for part, tasks_of_part in plan.parts.items() if part not in done for task in tasks_of_part]
     worker = Worker(plan.config)

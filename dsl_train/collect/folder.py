@@ -19,13 +19,14 @@ from typing import Any
 from dsl_train.base import files
 from dsl_train.base.cost import CostProfile
 from dsl_train.base.records import DslError
-from dsl_train.collect.tasks import Rejected
+from dsl_train.collect.tasks import Inputs, Rejected
 from dsl_train.traces import store
 from dsl_train.traces.store import Counts
 
 ON_READING = "reading"
 _COST = "cost.json"
 _MOST_REASONS = 20
+_NUMBER, _HASH = "prompts' number", "prompts' hash"
 _log = logging.getLogger(__name__)
 #: Options that change where or how fast, not which rows; models and prompts are compared by content.
 _NOT_COMPARED = (
@@ -55,31 +56,57 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin(folder: Path, collection: dict[str, Any]) -> None:
-    """Write `collection.json`, or check that the folder holds the same collection (`check`)."""
-    check(folder, collection)
-    if not (folder / store.COLLECTION).is_file():
-        files.write_json(folder / store.COLLECTION, collection)
+def begin(folder: Path, collection: dict[str, Any], inputs: Inputs) -> None:
+    """Write `collection.json`, or check that the folder holds the same collection (`check`), which may grow: then its
+    last part, if that was not full, is collected again."""
+    path = folder / store.COLLECTION
+    changed = check(folder, collection, inputs)
+    if path.is_file() and _prompts_in(path) == collection["prompts"]:
+        return
+    (folder / store.MANIFEST).unlink(missing_ok=True)
+    if changed is not None:
+        store.remove_part(folder, changed)
+    files.write_json(path, collection)
 
 
-def check(folder: Path, collection: dict[str, Any]) -> None:
-    """Raises DslError naming the first difference and both values, if the folder holds another collection."""
+def check(folder: Path, collection: dict[str, Any], inputs: Inputs) -> int | None:
+    """Raises DslError naming the first difference and both values, if the folder holds another collection.
+
+    One of the first of these texts is the same collection. Returns the number of the part that it ends in and that more
+    texts belong to; None if there is no such part.
+    """
     path = folder / store.COLLECTION
     if not path.is_file():
         if store.completed_parts(folder):
             raise DslError(f"{folder} has parts but no {path.name}; choose another folder with --output")
-        return
+        return None
     try:
         existing = _compared(json.loads(path.read_text("utf-8")))
+        number, size = existing[_NUMBER], existing["part_size"]
+        grows = number < len(inputs.tasks) and inputs.hash_of_first(number) == existing[_HASH]
     except (ValueError, KeyError, TypeError) as error:
         raise DslError(f"{path} is damaged ({error!r}); choose another folder with --output") from error
     wanted = _compared(json.loads(json.dumps(collection)))
+    same = (_NUMBER, _HASH) if grows else ()
     for name in existing | wanted:
-        if existing.get(name) != wanted.get(name):
+        if name not in same and existing.get(name) != wanted.get(name):
             raise DslError(
                 f"{folder} holds another collection: its {name} is {existing.get(name)!r}, now {wanted.get(name)!r}; "
-                "repeat the command that began it, or choose another folder with --output"
+                f"{_what_then(name, number, len(inputs.tasks))}, or choose another folder with --output"
             )
+    return number // size if grows and number % size else None
+
+
+def _what_then(name: str, number: int, wanted: int) -> str:
+    if name != _NUMBER:
+        return "repeat the command that began it"
+    if number > wanted:
+        return f"a collection may grow but not shrink: ask for at least {number} texts with --num_prompts"
+    return f"a collection may grow, but the first {number} of these texts are not those that it holds: give them first"
+
+
+def _prompts_in(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))["prompts"]
 
 
 def sound_parts(folder: Path) -> dict[int, Counts]:

@@ -58,7 +58,7 @@ def collect(config: CollectConfig) -> Collection:
     """
     plan = make_plan(config)
     with folders.locked(plan.folder):
-        folders.begin(plan.folder, plan.describe())
+        folders.begin(plan.folder, plan.describe(), plan.inputs)
         return _collect_parts(plan)
 
 

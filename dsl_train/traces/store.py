@@ -75,6 +75,12 @@ def completed_parts(folder: Path) -> list[int]:
     return sorted(int(file.stem.removeprefix("part-")) for file in (folder / "sequences").glob("part-*.parquet"))
 
 
+def remove_part(folder: Path, part: int) -> None:
+    """It is no longer complete once the first of its files is gone."""
+    for name in reversed(_part_names(part)):
+        (folder / name).unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Counts:
     """What parts hold, as numbers that can be added."""
