@@ -3,7 +3,6 @@ make up for. One in 10,000 such runs fails by chance."""
 
 import copy
 
-
 import pytest
 import torch
 from conftest import make_tokenizer
