@@ -10,27 +10,24 @@ import os
 from typing import Any
 
 from dsl_train.base.records import DslError
+from dsl_train.vllm.mended import mend_sampling_on_cpus
+from dsl_train.vllm.settings import Settings
+from dsl_train.vllm.statistics import Statistics, share_statistics
 
 _LOG = logging.getLogger("vllm.dsl_train")  # vLLM shows loggers of its own name
 
 
 def register() -> None:
-    """Extend vLLM in this process, unless DSL_TRAIN=off. Called twice, it does nothing the second time."""
-    from dsl_train.vllm.settings import Settings
-
-    settings = Settings.from_environment()
-    if settings is None:
-        _LOG.info("dsl_train: DSL_TRAIN=off, vLLM drafts by itself")
-        return
+    """Extend vLLM in this process. Called twice, it does nothing the second time. DSL_TRAIN=off is heeded whenever an
+    engine is made."""
     from vllm.engine.arg_utils import EngineArgs
-
-    if not hasattr(EngineArgs.create_engine_config, "__wrapped__"):
-        EngineArgs.create_engine_config = _with_synchronous_scheduling(EngineArgs.create_engine_config, settings)
     from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
-    if not hasattr(DraftModelProposer.load_model, "__wrapped__"):
-        DraftModelProposer.__init__ = _that_knows_its_runner(DraftModelProposer.__init__)
-        DraftModelProposer.load_model = _with_lookahead(DraftModelProposer.load_model, settings)
+    if hasattr(EngineArgs.create_engine_config, "__wrapped__"):
+        return
+    EngineArgs.create_engine_config = _with_synchronous_scheduling(EngineArgs.create_engine_config)
+    DraftModelProposer.__init__ = _that_knows_its_runner(DraftModelProposer.__init__)
+    DraftModelProposer.load_model = _with_lookahead(DraftModelProposer.load_model)
 
 
 def why_left_alone(config: Any) -> str | None:
@@ -52,18 +49,16 @@ def why_left_alone(config: Any) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _with_synchronous_scheduling(create: Any, settings: Any) -> Any:
+def _with_synchronous_scheduling(create: Any) -> Any:
     """Lookaheads that vary need the scheduler to wait for the drafted tokens, and the first model runner."""
 
     @functools.wraps(create)
     def create_engine_config(args: Any, *rest: Any, **named: Any) -> Any:
-        spec = args.speculative_config or {}
-        if spec.get("method") == "draft_model" and settings.serves(str(spec.get("model"))):
+        settings, spec = Settings.from_environment(), args.speculative_config or {}
+        if settings and spec.get("method") == "draft_model" and settings.serves(str(spec.get("model"))):
             if args.async_scheduling is None:
                 args.async_scheduling = False
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-            from dsl_train.vllm.statistics import share_statistics
-
             share_statistics()
         return create(args, *rest, **named)
 
@@ -79,13 +74,17 @@ def _that_knows_its_runner(set_up: Any) -> Any:
     return __init__
 
 
-def _with_lookahead(load: Any, settings: Any) -> Any:
+def _with_lookahead(load: Any) -> Any:
     """After the draft is loaded, the proposer becomes ours, if it can serve the configuration."""
 
     @functools.wraps(load)
     def load_model(proposer: Any, target: Any) -> None:
         load(proposer, target)
-        config, draft = proposer.vllm_config, proposer.draft_model_config.model
+        settings, config = Settings.from_environment(), proposer.vllm_config
+        draft = proposer.draft_model_config.model
+        if settings is None:
+            _LOG.info("dsl_train: DSL_TRAIN=off, vLLM drafts by itself")
+            return
         if not settings.serves(draft):
             _LOG.info("dsl_train: draft %s has no dsl folder, vLLM drafts by itself", draft)
             return
@@ -97,9 +96,7 @@ def _with_lookahead(load: Any, settings: Any) -> Any:
             decision = settings.decision(config, target, proposer.model)
         except DslError as error:
             raise ValueError(f"dsl_train: {error}") from error  # vLLM shows it and stops
-        from dsl_train.vllm.mended import mend_sampling_on_cpus
-        from dsl_train.vllm.proposer import LookaheadProposer
-        from dsl_train.vllm.statistics import Statistics
+        from dsl_train.vllm.proposer import LookaheadProposer  # a subclass of what this module extends
 
         proposer.__class__ = LookaheadProposer
         proposer.begin_service(decision, Statistics(_LOG))

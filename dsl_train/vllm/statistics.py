@@ -4,8 +4,10 @@ The drafting process counts into a small file in memory that the server process 
 way of its own for a drafter's numbers. The file is named by an environment variable that child processes inherit.
 """
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,7 +93,9 @@ def share_statistics() -> None:
     """Called in the server's process before the others start: name the file, and show it to Prometheus."""
     if FILE in os.environ:
         return
-    os.environ[FILE] = str(Path(tempfile.mkdtemp(prefix="dsl_train_")) / "statistics")
+    folder = tempfile.mkdtemp(prefix="dsl_train_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[FILE] = str(Path(folder) / "statistics")
     from prometheus_client import REGISTRY
 
     REGISTRY.register(_Collector(Path(os.environ[FILE])))

