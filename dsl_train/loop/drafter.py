@@ -5,7 +5,7 @@ tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +24,15 @@ class DraftBlock:
     probs: torch.Tensor | None  # [K, V] float32 the tokens were drawn from; None when greedy or K = 0
 
 
+def as_drafted(sampling: Sampling, policy: Policy) -> Sampling:
+    """What the draft draws with: at the temperature given for it, else at the one that the policy was trained for. A
+    policy that is no subclass need not know one."""
+    known = getattr(policy, "draft_temperature", None)
+    if not sampling.greedy and sampling.draft_temperature is None and known:
+        sampling = replace(sampling, draft_temperature=known(sampling.temperature))
+    return sampling.of_draft
+
+
 class Drafter:
     """Owns the draft's cache and, for policies that need features, their view of the committed text."""
 
@@ -35,7 +44,8 @@ class Drafter:
         eos_token_ids: frozenset[int],
         prompt_token_ids: Sequence[int],
     ) -> None:
-        self.draft, self.policy, self.sampling, self.eos_token_ids = draft, policy, sampling, eos_token_ids
+        self.draft, self.policy, self.eos_token_ids = draft, policy, eos_token_ids
+        self.sampling = as_drafted(sampling, policy)
         self.view = FeatureView(prompt_token_ids, sampling.temperature) if policy.needs == "features" else None
         self._behind: list[tuple[int, float]] = []  # committed tokens the draft has yet to predict, target prob of each
         policy.reset()
