@@ -49,10 +49,10 @@ class StopsOnValue(StaticPolicy):
         return step.draft is None or step.draft.token_id % 2 == 0
 
 
-def check(models, policy):
+def check(models, policy, sampling=SAMPLING, eos=(), verification="block"):
     target, draft = (PromptModel(model, len(PROMPT)) for model in models)
-    engine = SpeculativeEngine(target, draft, policy, SAMPLING)
-    law = exact_law(PromptModel(models[0], len(PROMPT)), PROMPT, SAMPLING, (), 4, NUM_DRAWS)
+    engine = SpeculativeEngine(target, draft, policy, sampling, eos, verification)
+    law = exact_law(PromptModel(models[0], len(PROMPT)), PROMPT, sampling, eos, 4, NUM_DRAWS)
     trial = Trial("tested", "prompt", law, lambda seed: engine.generate(PROMPT, 4, seed=seed).token_ids)
     return check_law(trial, NUM_DRAWS, 0, LEVEL)
 
@@ -63,6 +63,23 @@ def test_the_loop_passes_under_a_hostile_policy(models, policy):
     checked = check(models, policy)
     assert checked.passed
     assert checked.fit.num_cells > 20
+    assert checked.fit.detectable < 0.15
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.9, draft_temperature=0.5),
+        Sampling(0.9, top_k=3, draft_temperature=1.3),
+        Sampling(1.2, top_p=0.8),
+    ],
+)
+def test_truncation_the_drafts_temperature_and_an_end_of_text_keep_the_law(models, sampling, verification):
+    """Six tests under the hostile policy, each with a false-alarm probability of 1e-4 (simulated: up to 2e-4)."""
+    checked = check(models, StopsOnValue(3), sampling, eos=(4,), verification=verification)
+    assert checked.passed
+    assert checked.fit.num_cells > 10
     assert checked.fit.detectable < 0.15
 
 

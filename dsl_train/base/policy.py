@@ -25,6 +25,10 @@ class Policy(Protocol):
 
     def wants_another(self, step: DraftStep) -> bool: ...
 
+    def draft_temperature(self, temperature: float) -> float:
+        """At which the draft had better draw where the target samples at `temperature`."""
+        return temperature
+
     def observe(self, finished: Round) -> None:
         """Called once per round, after commit."""
 

@@ -4,7 +4,7 @@ Letters: T positions, V vocabulary. Target and draft pass through the same proce
 distribution, so one acceptance rule covers both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ class Sampling:
     top_k: int = 0
     """0 keeps every token."""
     top_p: float = 1.0
+    draft_temperature: float | None = None
+    """At which the draft draws, as good as any other for the law of the text; by default the temperature."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -27,6 +29,8 @@ class Sampling:
             raise ValueError(f"top_k must be 0 (off) or positive, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if self.draft_temperature is not None and self.draft_temperature <= 0:
+            raise ValueError(f"draft_temperature must be positive, not {self.draft_temperature}")
 
     @property
     def greedy(self) -> bool:
@@ -36,6 +40,13 @@ class Sampling:
     def truncates(self) -> bool:
         """Whether top-k or top-p leaves out tokens."""
         return self.top_k > 0 or self.top_p < 1
+
+    @property
+    def of_draft(self) -> "Sampling":
+        """What the draft draws with."""
+        if self.greedy or self.draft_temperature is None:
+            return self
+        return replace(self, temperature=self.draft_temperature, draft_temperature=None)
 
     def scale(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits at temperature (1 when greedy), before top-k and top-p: what features read."""

@@ -52,6 +52,9 @@ class CollectConfig:
     """Sample from the k most likely tokens; 0 is off."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability; 1 is off."""
+    draft_temperature: float | Literal["auto"] | None = None
+    """At which the draft draws its tokens when the target samples: a number, or auto for the one that has most accepted
+    on the first texts, for each temperature of theirs. Default: the target's."""
     max_lookahead: int = 8
     """Tokens drafted before a verification, at most. Changes the speed, not what is recorded."""
     tail_length: int = 8
@@ -90,6 +93,13 @@ class CollectConfig:
         _ = self.sampling
         if self.prompts is None and self.responses is None:
             raise ValueError("give prompts, or responses, or responses and the prompts that they answer")
+        if isinstance(self.draft_temperature, float | int) and self.draft_temperature <= 0:
+            raise ValueError(f"draft_temperature must be positive, or auto, not {self.draft_temperature}")
+        if self.draft_temperature is not None and self.responses is None and self.sampling.greedy:
+            raise ValueError(
+                f"draft_temperature is {self.draft_temperature} but temperature 0: a greedy draft draws nothing; leave "
+                "it out, or give a temperature"
+            )
         at_least = dict.fromkeys(("batch_size", "max_new_tokens", "max_lookahead", "part_size", "num_actors"), 1)
         at_least |= dict.fromkeys(("num_prompts", "num_threads", "num_shards"), 1)
         at_least |= dict.fromkeys(("tail_length", "shard_index", "gpus_per_actor"), 0)

@@ -3,6 +3,7 @@
 rejects/reading.jsonl      rows that could not be used, with file, row and reason
 rejects/part-00000.jsonl   texts of a part that could not be labelled
 cost.json                  what the pair's steps cost where it was collected
+draft_temperature.json     at which temperature the draft draws for each of the target's, once it is estimated
 """
 
 import fcntl
@@ -10,7 +11,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from dsl_train.traces.store import Counts
 
 ON_READING = "reading"
 _COST = "cost.json"
+_DRAFT_TEMPERATURE = "draft_temperature.json"
 _MOST_REASONS = 20
 _NUMBER, _HASH = "prompts' number", "prompts' hash"
 _log = logging.getLogger(__name__)
@@ -157,6 +159,19 @@ def read_cost(folder: Path) -> dict[str, Any] | None:
     """None if no text could be collected."""
     path = folder / _COST
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def write_draft_temperatures(folder: Path, temperatures: Mapping[float, float]) -> None:
+    """Target temperature -> the draft's; every run of a collection uses what the first one found."""
+    files.write_json(folder / _DRAFT_TEMPERATURE, {f"{target:g}": draft for target, draft in temperatures.items()})
+
+
+def read_draft_temperatures(folder: Path) -> dict[float, float] | None:
+    """None if they are not estimated yet."""
+    path = folder / _DRAFT_TEMPERATURE
+    if not path.is_file():
+        return None
+    return {float(target): float(draft) for target, draft in json.loads(path.read_text("utf-8")).items()}
 
 
 def _compared(collection: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class HindsightCollector:
         if target_probs is None:
             labels = Labels.greedy(choose(sampling, draft_logits, luck[:, 2]), committed)
         else:
-            labels = couple(target_probs, sampling.probs(draft_logits), committed, luck[:, 1], luck[:, 2])
+            labels = couple(target_probs, sampling.of_draft.probs(draft_logits), committed, luck[:, 1], luck[:, 2])
         texts, positions = np.divmod(places.cpu().numpy(), chunk.token_ids.shape[1])
         index = np.array([len(text.request.prompt_token_ids) for text in chunk.texts])[texts] + chunk.done + positions
         numbers = np.array([text.number for text in chunk.texts], np.int64)[texts]

@@ -126,7 +126,7 @@ class OracleCollector:
             if draft.token_ids and draft.token_ids[-1] in self.eos_token_ids:
                 return
             logits = self.draft.logits([*text.token_ids, *draft.token_ids], keep=1)  # [1, V]
-            probs = text.request.sampling.probs(logits)
+            probs = text.request.sampling.of_draft.probs(logits)
             draft.token_ids.append(int(draw(probs, text.generator)))
             draft.logits.append(logits[0])
             draft.probs.append(probs[0])

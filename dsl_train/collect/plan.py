@@ -77,6 +77,11 @@ def make_plan(config: CollectConfig) -> Plan:
             f"target {config.target} and draft {config.draft} have different tokenizers: such a pair is collected by "
             f"method hindsight at temperature 0, not by {config.method} at {config.temperature}; leave both out"
         )
+    if config.draft_temperature == "auto" and shard.number > 1:
+        raise DslError(
+            f"draft_temperature is auto in a collection of {shard.number} shards, each of which would find another; "
+            "collect a few prompts without shards first, and give the number that its manifest.json names"
+        )
     return Plan(replace(config, dtype=dtype, device=str(device)), shard, target, draft, inputs, tokenizer)
 
 

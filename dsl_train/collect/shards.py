@@ -16,8 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dsl_train.base import files
 from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
 from dsl_train.collect import folder as folders
 from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.draft_temperature import drafted_at, estimate_temperatures
 from dsl_train.collect.plan import Plan, make_plan
 from dsl_train.collect.tasks import Rejected
 from dsl_train.collect.worker import FinishedPart, Parts, collect_here
@@ -69,7 +71,8 @@ def _collect_parts(plan: Plan) -> Collection:
     if left:
         (folder / store.MANIFEST).unlink(missing_ok=True)
     folders.write_rejects(folder, folders.ON_READING, plan.inputs.rejected)
-    arriving = _execute(plan.config, left)
+    temperatures = _draft_temperatures(plan)
+    arriving = _execute(plan.config, {part: [drafted_at(task, temperatures) for task in left[part]] for part in left})
     progress = _Progress(len(plan.inputs.tasks), sum(found.values(), Counts()))
     with progress.bar:
         progress.advance(sum(len(parts[part]) for part in found), Counts())
@@ -82,8 +85,21 @@ def _collect_parts(plan: Plan) -> Collection:
     where = (folder, Path(plan.config.output))
     collection = Collection(*where, progress.counts, tuple(rejected), progress.seconds, progress.rows_per_second)
     if not (folder / store.MANIFEST).is_file():
-        store.write_manifest(folder, {**plan.describe(), **_outcome(plan.config, collection)})
+        store.write_manifest(folder, {**plan.describe(), **_outcome(plan.config, collection, temperatures)})
     return collection
+
+
+def _draft_temperatures(plan: Plan) -> dict[float, float]:
+    """Target temperature -> the draft's: as given, or as estimated by the run that began the folder."""
+    sampled = [task for task in plan.inputs.tasks if not task.sampling.greedy]
+    wanted = plan.config.draft_temperature
+    if wanted != "auto":
+        return {task.sampling.temperature: wanted or task.sampling.temperature for task in sampled}
+    found = folders.read_draft_temperatures(plan.folder)
+    if found is None:
+        found = estimate_temperatures(plan.config, sampled)
+        folders.write_draft_temperatures(plan.folder, found)
+    return found
 
 
 def _execute(config: CollectConfig, parts: Parts) -> Iterator[FinishedPart]:
@@ -109,11 +125,12 @@ def _write(folder: Path, finished: FinishedPart) -> None:
         ) from error
 
 
-def _outcome(config: CollectConfig, collection: Collection) -> dict[str, Any]:
+def _outcome(config: CollectConfig, collection: Collection, temperatures: dict[float, float]) -> dict[str, Any]:
     return {
         "method": config.method,
-        "sampling": {**asdict(config.sampling), "max_new_tokens": config.max_new_tokens, "seed": config.seed},
+        "sampling": {**_given(config.sampling), "max_new_tokens": config.max_new_tokens, "seed": config.seed},
         "counts": {**asdict(collection.counts), "acceptance_rate": collection.counts.acceptance_rate},
+        "draft_temperature": {f"{target:g}": draft for target, draft in temperatures.items()},
         "cost": folders.read_cost(collection.folder),
         "num_rejects": len(collection.rejected),
         "rejects_by_reason": folders.count_by_reason(collection.rejected),
@@ -122,6 +139,10 @@ def _outcome(config: CollectConfig, collection: Collection) -> dict[str, Any]:
         "argv": files.command_line(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _given(sampling: Sampling) -> dict[str, Any]:
+    return {name: value for name, value in asdict(sampling).items() if value is not None}
 
 
 class _Progress:

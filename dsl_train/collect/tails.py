@@ -93,7 +93,7 @@ class TailReader:
             for depth in range(1, self.config.tail_length + 1):
                 logits = branches.feed(token_ids[:, None])[:, 0]  # [n, V]
                 for sampling, part in [(s, part) for s, group in groups for part in group.split(self._block)]:
-                    token_ids[part] = choose(sampling, logits[part], leaving.draws[part, depth - 1])
+                    token_ids[part] = choose(sampling.of_draft, logits[part], leaving.draws[part, depth - 1])
                     seen = part.numpy()[going_on[part.numpy()]]
                     index = leaving.index[seen]
                     tail = tail_rows(index, np.full_like(index, depth), token_ids[seen], logits[seen], sampling)

@@ -5,7 +5,7 @@ A task is plain data, tokenized where the models are, so that it can travel to a
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -39,7 +39,9 @@ class Task:
         """16 hex digits: of the prompt, and of what was brought along for it."""
         if self.response is None:
             return self.prompt.prompt_id
-        return content_hash([self.prompt.prompt_id, asdict(self.response), asdict(self.sampling)])
+        drawn = asdict(replace(self.sampling, draft_temperature=None))  # no matter how it is labelled
+        del drawn["draft_temperature"]
+        return content_hash([self.prompt.prompt_id, asdict(self.response), drawn])
 
     def request(self, pair: Pair, seed: int) -> Request:
         """In tokens; a response is cut where the models' context ends. Raises DslError if it cannot be tokenized."""

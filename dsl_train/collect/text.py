@@ -208,7 +208,7 @@ def tail_rows(
 
 
 def _draft_columns(drafted: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> Rows:
-    columns = draft_primitives(sampling.scale(logits), drafted).T  # [1 + TOP + 1, N]
+    columns = draft_primitives(sampling.of_draft.scale(logits), drafted).T  # [1 + TOP + 1, N]
     return {"token_id": drafted.cpu().numpy().astype(np.int32), **_named("draft", _DRAFT_COLUMNS, columns)}
 
 

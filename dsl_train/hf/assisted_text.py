@@ -132,6 +132,10 @@ class _AtLeastOne(Policy):
             return True
         return self._wanted and self.policy.wants_another(step)
 
+    def draft_temperature(self, temperature: float) -> float:
+        known = getattr(self.policy, "draft_temperature", None)
+        return known(temperature) if known else temperature
+
     def observe(self, finished: Round) -> None:
         self.policy.observe(finished)
 

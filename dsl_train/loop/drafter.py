@@ -4,7 +4,7 @@ Knows the draft model, the policy and the text as features see it; never meets t
 tokens, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,11 +23,21 @@ class DraftBlock:
     probs: torch.Tensor | None  # [K, V] float32 the tokens were drawn from; None when greedy or K = 0
 
 
+def as_drafted(sampling: Sampling, policy: Policy) -> Sampling:
+    """What the draft draws with: at the temperature given for it, else at the one that the policy was trained for. A
+    policy that is no subclass need not know one."""
+    known = getattr(policy, "draft_temperature", None)
+    if not sampling.greedy and sampling.draft_temperature is None and known:
+        sampling = replace(sampling, draft_temperature=known(sampling.temperature))
+    return sampling.of_draft
+
+
 class Drafter:
     """A draft under a policy; what it remembers of a text is in the text."""
 
     def __init__(self, draft: CachedModel, policy: Policy, sampling: Sampling) -> None:
-        self.draft, self.policy, self.sampling = draft, policy, sampling
+        """`sampling` is the target's."""
+        self.draft, self.policy, self.sampling = draft, policy, as_drafted(sampling, policy)
 
     def draft_block(self, text: Text, limit: int) -> DraftBlock:
         """Draft after the committed tokens for as long as the policy wants another, at most `limit`.

@@ -77,6 +77,9 @@ class LearnedPolicy(Policy):
             self._resting.refuse()
         return wanted
 
+    def draft_temperature(self, temperature: float) -> float:
+        return self.predictor.draft_temperature(temperature)
+
     def observe(self, finished: Round) -> None:
         first = self._survivals[0] if len(self._survivals) == len(finished.drafted) > 0 else None
         self._resting.observe(first, finished.num_accepted > 0)

@@ -51,6 +51,8 @@ class Predictor:
         self.max_lookahead = operator.index(config["max_lookahead"])
         prices, thresholds = (tuple(map(float, config["threshold_table"][key])) for key in ("c_eff", "threshold"))
         self.table = ThresholdTable(prices, thresholds)
+        drawn = config.get("draft_temperature", {"target": [1.0], "draft": [1.0]})
+        self._temperatures = tuple(np.array(drawn[role], np.float64) for role in ("target", "draft"))
         self._trained_on = {role: dict(config["pair"][role]) for role in ("target", "draft")}
         self._versions = dict(config.get("versions", {}))
         self._columns = np.array([entries.FEATURE_NAMES.index(name) for name in self.names])
@@ -114,6 +116,12 @@ class Predictor:
     def threshold(self, c_eff: float) -> float:
         """Smallest survival at which another token is worth `c_eff` target steps."""
         return self.table.at(c_eff)
+
+    def draft_temperature(self, temperature: float) -> float:
+        """At which the draft drew in training where the target sampled at `temperature`: recorded, and between and
+        beyond the recorded ones in the same proportion. Predictors of older versions know none but the target's."""
+        target, draft = self._temperatures
+        return temperature * float(np.interp(temperature, target, draft / target))
 
     def _survivals(self, inputs: np.ndarray) -> np.ndarray:  # [N, f] -> [N]
         return self.session.run(["survival"], {"features": inputs})[0]

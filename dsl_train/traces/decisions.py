@@ -13,18 +13,21 @@ sequences, F features.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
-from dsl_train.base.records import DraftPrimitives
+from dsl_train.base.records import DraftPrimitives, DslError
 from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.features.state import BlockState, TextState
 from dsl_train.features.vector import assemble
 from dsl_train.traces.round_starts import RoundStarts, offsets
 from dsl_train.traces.store import Traces, TraceSequence
+
+Value = TypeVar("Value")
 
 _DRAFT_COLUMNS = ("token_id", "entropy", "log_prob_1", "log_prob_2", "log_prob_3", "log_prob_4", "log_prob_5")
 
@@ -102,6 +105,26 @@ class Decisions:
         rows = self.row[of_start[on_text] + self.position[on_text]]
         soft[on_text] = self.traces.rows["accept_prob"][rows]
         return soft
+
+    @property
+    def draft_temperatures(self) -> dict[str, list[float]]:
+        """`target` temperatures of the sampled texts, rising, and the `draft`'s for each; neither is empty.
+
+        Raises DslError if texts of one temperature were drafted at different ones.
+        """
+        found: dict[float, float] = {}
+        recorded = _of_sequences(self.traces, [m.get("draft_temperature", {}) for m in self.traces.manifests], {})
+        for sequence, known in zip(self.traces.sequences, recorded, strict=True):
+            if sequence.temperature > 0:
+                target = f"{sequence.temperature:g}"
+                draft = float(known.get(target, target))
+                if found.setdefault(float(target), draft) != draft:
+                    raise DslError(
+                        f"texts at temperature {target} were drafted at {found[float(target)]:g} and at {draft:g}; "
+                        "collect them all with the same --draft_temperature"
+                    )
+        pairs = sorted(found.items()) or [(1.0, 1.0)]
+        return {"target": [target for target, _ in pairs], "draft": [draft for _, draft in pairs]}
 
     def replayable(self, keep: np.ndarray) -> np.ndarray:
         """[Q] bool: those of the sequences `keep` [Q] that have a tail after every rejected draft, so that their replay
@@ -185,11 +208,16 @@ def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
 
 def _tail_fractions(traces: Traces) -> np.ndarray:
     """[sequences] share of the rejected drafts that got a tail, from the manifests; 1 where they do not say."""
+    fractions = [manifest.get("config", {}).get("tail_fraction", 1.0) for manifest in traces.manifests]
+    return np.array(_of_sequences(traces, fractions, 1.0))
+
+
+def _of_sequences(traces: Traces, by_folder: Sequence[Value], unknown: Value) -> list[Value]:
+    """[sequences] the value of each one's folder; `unknown` for all if the manifests do not count them."""
     counts = [manifest.get("counts", {}).get("num_sequences", 0) for manifest in traces.manifests]
-    fractions = np.repeat(
-        [manifest.get("config", {}).get("tail_fraction", 1.0) for manifest in traces.manifests], counts
-    )
-    return fractions if len(fractions) == len(traces.sequences) else np.ones(len(traces.sequences))
+    if sum(counts) != len(traces.sequences):
+        return [unknown] * len(traces.sequences)
+    return [value for value, count in zip(by_folder, counts, strict=True) for _ in range(count)]
 
 
 def _features(traces: Traces, starts: RoundStarts, counts: np.ndarray) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""At which temperature the draft has most of its tokens accepted, for each of the target's: expected, without drawing.
+
+A draft token at a place is accepted with probability sum over the vocabulary of min(target, draft) (Leviathan et al.
+2211.17192, corollary 3.6), whatever it is; the best temperature has the largest mean over the places of some texts. Any
+temperature is lossless. Letters: N places, V vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.reading import Batch
+from dsl_train.collect.tasks import Task
+from dsl_train.collect.text import MODEL_FAILURES, Request
+from dsl_train.pair.loading import Pair, load_pair
+from dsl_train.runners.cached import context_length
+
+#: Draft temperatures tried, in target temperatures.
+RATIOS = tuple(i / 20 for i in range(6, 27))
+#: Texts of each temperature that are read; mean acceptance is flat around its top.
+NUM_TEXTS = 64
+_NUM_PLACES = 256  # whose distributions are compared at a time
+
+
+def estimate_temperatures(config: CollectConfig, tasks: Iterable[Task]) -> dict[float, float]:
+    """The best draft temperature for each target temperature of sampled `tasks`, by their first texts. Loads the pair.
+
+    Raises DslError if no text of a temperature could be read.
+    """
+    chosen: dict[float, list[Task]] = defaultdict(list)
+    for task in tasks:
+        if not task.sampling.greedy and len(chosen[task.sampling.temperature]) < NUM_TEXTS:
+            chosen[task.sampling.temperature].append(task)
+    if not chosen:
+        return {}
+    pair = load_pair(config.target, config.draft, config.dtype, config.device, config.device_map, config.quantization)
+    best = {}
+    for temperature, of_temperature in chosen.items():
+        requests = list(_readable(pair, of_temperature, config.seed))
+        if not requests:
+            raise DslError(
+                f"none of the first {len(of_temperature)} texts at temperature {temperature:g} could be read to "
+                "estimate the draft's temperature; give it as a number with --draft_temperature"
+            )
+        acceptances = mean_acceptances(pair, requests, config.max_new_tokens, config.batch_size)
+        best[temperature] = round(temperature * max(acceptances, key=acceptances.__getitem__), 4)
+    return best
+
+
+@torch.inference_mode()
+def mean_acceptances(
+    pair: Pair, requests: Sequence[Request], max_new_tokens: int, batch_size: int, ratios: Sequence[float] = RATIOS
+) -> dict[float, float]:
+    """Draft temperature, in target temperatures -> expected acceptance of a draft token, averaged over all places of
+    the requested texts. Those without a response are generated. Texts are sampled and at least one."""
+    context = min(context_length(model) for model in (pair.target, pair.draft))
+    totals, num_places = dict.fromkeys(ratios, 0.0), 0
+    for brought_along in (True, False):
+        alike = [request for request in requests if (request.response_token_ids is not None) == brought_along]
+        for first in range(0, len(alike), batch_size):
+            part = alike[first : first + batch_size]
+            limits = [
+                len(request.response_token_ids or ())
+                or min(max_new_tokens, context + 1 - len(request.prompt_token_ids))
+                for request in part
+            ]
+            batch = Batch(pair, part, limits, tail_length=0)
+            while batch.texts:
+                chunk = batch.read(count=16)
+                places = chunk.is_text.flatten().nonzero().squeeze(-1)  # [N]
+                for sampling, group in chunk.by_sampling(places // chunk.token_ids.shape[1]):
+                    for some in places[group].split(_NUM_PLACES):
+                        logits = [x.flatten(0, 1)[some] for x in (chunk.target_logits, chunk.draft_logits)]
+                        _add_acceptances(totals, sampling, *logits)
+                num_places += len(places)
+                batch.drop_finished()
+    return {ratio: total / num_places for ratio, total in totals.items()}
+
+
+def expected_acceptance(
+    sampling: Sampling, target_logits: torch.Tensor, draft_logits: torch.Tensor
+) -> torch.Tensor:  # [N, V], [N, V] raw -> [N]
+    """Sum over the vocabulary of min(target, draft)."""
+    return torch.minimum(sampling.probs(target_logits), sampling.of_draft.probs(draft_logits)).sum(-1)
+
+
+def drafted_at(task: Task, temperatures: Mapping[float, float]) -> Task:
+    """The task with the draft's temperature for its own; greedy texts have none."""
+    if task.sampling.greedy:
+        return task
+    drawn = replace(task.sampling, draft_temperature=temperatures[task.sampling.temperature])
+    return replace(task, sampling=drawn)
+
+
+def _add_acceptances(
+    totals: dict[float, float], sampling: Sampling, target_logits: torch.Tensor, draft_logits: torch.Tensor
+) -> None:
+    for ratio in totals:
+        tried = replace(sampling, draft_temperature=ratio * sampling.temperature)
+        totals[ratio] += float(expected_acceptance(tried, target_logits, draft_logits).sum(dtype=torch.float64))
+
+
+def _readable(pair: Pair, tasks: Iterable[Task], seed: int) -> Iterable[Request]:
+    """What the collector itself would not put aside."""
+    context = min(context_length(model) for model in (pair.target, pair.draft))
+    for task in tasks:
+        try:
+            request = task.request(pair, seed)
+            request.check(context, pair.target.config.get_text_config().vocab_size, pair.eos_token_ids)
+        except MODEL_FAILURES:
+            continue
+        yield request

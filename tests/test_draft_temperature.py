@@ -1,0 +1,198 @@
+"""The draft's own temperature: used where it is known, estimated without drawing, the same in training and service."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from collecting import arguments, make_config, make_pair
+from tiny_traces import make_traces
+
+from dsl_train.base.policy import Needs
+from dsl_train.base.records import DslError
+from dsl_train.base.sampling import Sampling
+from dsl_train.base.schema import ROW_COLUMNS
+from dsl_train.cli.collect import main
+from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.draft_temperature import RATIOS, expected_acceptance, mean_acceptances
+from dsl_train.collect.hindsight import HindsightCollector
+from dsl_train.collect.oracle import OracleCollector
+from dsl_train.collect.shards import collect
+from dsl_train.collect.text import Request
+from dsl_train.loop.drafter import Drafter
+from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.policies.rules import StaticPolicy
+from dsl_train.predictor.runtime import Predictor
+from dsl_train.runners.cached import CachedModel
+from dsl_train.traces.decisions import build
+from dsl_train.traces.store import Traces, TraceSequence, open_traces
+
+PROMPT = (7, 8, 9, 10)
+
+
+class Halved(StaticPolicy):
+    """Trained for a draft at half the temperature."""
+
+    def draft_temperature(self, temperature):
+        return temperature / 2
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_target, tiny_draft):
+    return make_pair(tiny_target, tiny_draft)
+
+
+@pytest.mark.parametrize(
+    ("policy", "sampling", "expected"),
+    [
+        (StaticPolicy(2), Sampling(0.8), 0.8),
+        (StaticPolicy(2), Sampling(0.8, draft_temperature=0.5), 0.5),
+        (Halved(2), Sampling(0.8), 0.4),
+        (Halved(2), Sampling(0.8, draft_temperature=0.5), 0.5),
+    ],
+)
+def test_the_draft_draws_at_the_temperature_given_or_trained_for(pair, policy, sampling, expected):
+    model = CachedModel(pair.draft)
+    drafter = Drafter(model, policy, sampling, frozenset(), PROMPT)
+    block = drafter.draft_block(list(PROMPT), 2, torch.Generator().manual_seed(0))
+    model.reset()
+    with torch.inference_mode():
+        logits = model.logits([*PROMPT, block.token_ids[0]], keep=2)
+    torch.testing.assert_close(block.probs, (logits / expected).softmax(-1))
+
+
+class Recorder(StaticPolicy):
+    """Keeps the vectors it was shown, by where it was shown them: the round's start and what was drafted."""
+
+    needs: Needs = "features"
+
+    def __init__(self):
+        super().__init__(2)
+        self.seen, self.last = {}, ()
+
+    def wants_another(self, step):
+        self.last = (*self.last, step.draft.token_id) if step.position else ()
+        self.seen[(step.start, *self.last)] = step.features
+        return super().wants_another(step)
+
+    def draft_temperature(self, temperature):
+        return 0.5
+
+
+def vectors_of_traces(pair, sampling, response):
+    """The same of traces of one text."""
+    collector = HindsightCollector(pair, CollectConfig("target", "draft", "output", "prompts"))
+    (text,) = collector.collect([Request(PROMPT, 0, sampling, response)])
+    tokens = (np.array(PROMPT), np.array(response))
+    sequence = TraceSequence(0, "prompt", *tokens, sampling.temperature, 0, 1.0, text.finish_reason)
+    rows = {name: text.rows.get(name, np.zeros(len(text.rows["index"]), np.int64)) for name in ROW_COLUMNS}
+    decisions = build(Traces(rows, (sequence,), ()), max_lookahead=2)
+    found = {}
+    for i in range(len(decisions)):
+        drafted = (int(decisions.drafted("token_id")[i]),) if decisions.position[i] else ()
+        found[(int(decisions.start[i]), *drafted)] = decisions.features[i]
+    return found
+
+
+def test_features_are_those_of_traces_that_were_drafted_at_the_same_temperature(pair):
+    policy = Recorder()
+    models = CachedModel(pair.target), CachedModel(pair.draft)
+    engine = SpeculativeEngine(*models, policy, Sampling(0.9), pair.eos_token_ids)
+    response = engine.generate(PROMPT, 60, seed=5).token_ids
+    same, other = (vectors_of_traces(pair, s, response) for s in (Sampling(0.9, draft_temperature=0.5), Sampling(0.9)))
+    shared = [place for place in policy.seen if place in same]
+    assert {len(place) for place in shared} == {1, 2}
+    for place in shared:
+        np.testing.assert_allclose(policy.seen[place], same[place], rtol=0, atol=2e-5)
+    assert max(np.abs(policy.seen[place] - other[place]).max() for place in shared if place in other) > 0.05
+
+
+def test_expected_acceptance_is_the_sum_of_the_smaller_probabilities():
+    target, draft = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.6, 0.2]])
+    assert expected_acceptance(Sampling(1.0), target.log(), draft.log()).tolist() == pytest.approx([0.7])
+    squared = draft**2 / (draft**2).sum()
+    found = expected_acceptance(Sampling(1.0, draft_temperature=0.5), target.log(), draft.log())
+    assert found.tolist() == pytest.approx([float(torch.minimum(target, squared).sum())])
+
+
+def test_mean_acceptances_are_those_of_rows_collected_at_each_temperature(pair):
+    """`accept_prob` of the collector is the same sum at the same places."""
+    asked = [Request(PROMPT[:n], n, Sampling(0.8)) for n in (1, 2, 4)]
+    found = mean_acceptances(pair, asked, max_new_tokens=20, batch_size=2, ratios=(0.5, 1.0))
+    for ratio, mean in found.items():
+        sampling = Sampling(0.8, draft_temperature=0.8 * ratio)
+        config = CollectConfig("target", "draft", "output", "prompts", max_new_tokens=20, tail_length=0)
+        requests = [dataclasses.replace(request, sampling=sampling) for request in asked]
+        rows = [text.rows for text in HindsightCollector(pair, config).collect(requests)]
+        probs = np.concatenate([row["accept_prob"][row["depth"] == 0] for row in rows])
+        assert mean == pytest.approx(float(probs.mean()), abs=1e-5)
+    assert found[0.5] != pytest.approx(found[1.0], abs=1e-3)
+
+
+def test_auto_estimates_once_records_it_and_drafts_with_it(pair_folders, tmp_path):
+    config = make_config(pair_folders, tmp_path / "traces", temperature=0.8, draft_temperature="auto")
+    assert main(arguments(config)) == 0
+    traces = open_traces([tmp_path / "traces"])
+    drawn = traces.manifests[0]["draft_temperature"]["0.8"]
+    assert round(drawn / 0.8, 2) in RATIOS
+    assert build(traces, 4).draft_temperatures == {"target": [0.8], "draft": [drawn]}
+    given = dataclasses.replace(config, output=str(tmp_path / "given"), draft_temperature=drawn)
+    collect(given)
+    same = open_traces([tmp_path / "given"])
+    np.testing.assert_array_equal(traces.rows["token_id"], same.rows["token_id"])
+    np.testing.assert_array_equal(traces.rows["entropy"], same.rows["entropy"])
+    for file in ("manifest.json", "rows/part-00001.parquet", "sequences/part-00001.parquet"):
+        (tmp_path / "traces" / file).unlink()
+    (tmp_path / "traces" / "draft_temperature.json").write_text(json.dumps({"0.8": 0.1}))  # no second estimate
+    collect(config)
+    assert open_traces([tmp_path / "traces"]).manifests[0]["draft_temperature"] == {"0.8": 0.1}
+
+
+def test_both_collectors_draft_at_the_temperature_asked_for(pair):
+    """A draft that is all but greedy drafts its most likely token."""
+    config = CollectConfig("target", "draft", "output", "prompts", max_new_tokens=20)
+    request = Request(PROMPT, 3, Sampling(0.9, draft_temperature=1e-3))
+    for collector in (OracleCollector, HindsightCollector):
+        (text,) = collector(pair, config).collect([request])
+        assert text.rows["log_prob_1"].max() == 0.0
+        np.testing.assert_allclose(text.rows["token_log_prob"], text.rows["log_prob_1"], atol=1e-3)
+
+
+def test_texts_of_one_temperature_drafted_at_two_are_no_training_set():
+    traces = make_traces("arar", "raar")
+    sequences = tuple(dataclasses.replace(sequence, temperature=0.8) for sequence in traces.sequences)
+    counted = {"counts": {"num_sequences": 1}}
+    manifests = ({**counted, "draft_temperature": {"0.8": 0.7}}, counted)
+    with pytest.raises(DslError, match=r"temperature 0.8 were drafted at 0.7 and at 0.8; collect them all"):
+        _ = build(Traces(traces.rows, sequences, manifests)).draft_temperatures
+    assert build(traces).draft_temperatures == {"target": [1.0], "draft": [1.0]}  # greedy
+
+
+def test_a_predictor_keeps_the_proportion_between_and_beyond_its_temperatures():
+    reference = Path(__file__).parent.parent / "checkpoints" / "reference" / "draft" / "dsl"
+    plain = Predictor.load(reference)
+    assert plain.draft_temperature(0.7) == 0.7
+    drawn = {"target": [0.5, 1.0], "draft": [0.5, 0.8]}
+    trained = Predictor(plain.session, {**plain.config, "draft_temperature": drawn}, reference)
+    found = [trained.draft_temperature(temperature) for temperature in (0.25, 0.5, 0.75, 1.0, 2.0)]
+    assert found == pytest.approx([0.25, 0.5, 0.75 * 0.9, 0.8, 1.6])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draft_temperature": "auto"}, "a greedy draft draws nothing"),
+        ({"temperature": 0.8, "draft_temperature": 0.0}, "draft_temperature must be positive, or auto, not 0.0"),
+    ],
+)
+def test_temperatures_that_cannot_be_are_refused(pair_folders, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(pair_folders, tmp_path, **changes)
+
+
+def test_shards_do_not_estimate_each_for_itself(pair_folders, tmp_path):
+    changes = {"temperature": 0.8, "draft_temperature": "auto", "num_shards": 2, "shard_index": 0}
+    with pytest.raises(DslError, match="each of which would find another"):
+        collect(make_config(pair_folders, tmp_path, **changes))
