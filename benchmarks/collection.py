@@ -3,7 +3,7 @@
     python benchmarks/collection.py speed memory skew training --output runs/reference/collection.json
 
 speed: rows a second of the sequential oracle, of the same through transformers' own forward, of hindsight with the
-target generating, and with its responses brought along; the same prompts for all, taken in turns, every row counted.
+target generating, and with its responses from a log; the same prompts for all, taken in turns, every row counted.
 memory: peak of a process that collects few prompts and many. skew: primitives in bfloat16 from the parallel forward and
 from one token at a time, as live; what a predictor makes of both. training: predictors from hindsight and from oracle
 traces of the same prompts, on rows that the oracle collected from others. Prints a table and writes JSON.
@@ -100,9 +100,9 @@ def speed(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             ("oracle", oracle),
             ("oracle through transformers", library),
             ("hindsight, generating", hindsight),
-            ("hindsight, brought along", hindsight),
+            ("hindsight, from a log", hindsight),
         ):
-            found, seconds = timed(collector, brought if name == "hindsight, brought along" else group)
+            found, seconds = timed(collector, brought if name == "hindsight, from a log" else group)
             brought = [replace(r, response_token_ids=t.response_token_ids) for r, t in zip(group, found, strict=True)]
             texts.setdefault(name, []).extend(found)
             sums[name] = np.add(sums.get(name, np.zeros(3)), (sum(len(text.rows["index"]) for text in found), *seconds))

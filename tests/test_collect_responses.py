@@ -1,4 +1,4 @@
-"""Responses brought along: every layout, the tokens they become, and those that must not be used."""
+"""Responses from a log: every layout, the tokens they become, and those that must not be used."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
-from dsl_train.collect.brought import Response, ResponseReader, answers_of
+from dsl_train.collect.logged import Response, ResponseReader, answers_of
 from dsl_train.collect.prompts import Prompt
 from dsl_train.collect.shards import collect
 from dsl_train.collect.sources import Record
@@ -351,7 +351,7 @@ def write(rows, file):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "json", "csv"])
-def test_what_the_target_said_brought_along_gives_the_rows_of_asking_it(pair_folders, tmp_path, suffix):
+def test_what_the_target_said_is_logged_gives_the_rows_of_asking_it(pair_folders, tmp_path, suffix):
     config = make_config(pair_folders, tmp_path / "asked")
     collect(config)
     source = tmp_path / f"log.{suffix}"

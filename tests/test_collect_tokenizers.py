@@ -125,7 +125,7 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_loaded(folders, 
     assert not (tmp_path / "traces").exists()
 
 
-def test_a_response_brought_along_is_told_in_the_drafts_tokens(folders, target, tmp_path):
+def test_a_response_is_logged_is_told_in_the_drafts_tokens(folders, target, tmp_path):
     answers = [greedy(target, text) for text in TEXTS[:3]]
     log = [
         {"prompt": text, "response_token_ids": ids[len(TOKENIZER(text)["input_ids"]) :]}

@@ -102,7 +102,7 @@ def test_rows_are_collected_about_the_targets_own_answers(t5, traces):
     assert collected.rows["depth"].max() == 4
 
 
-def test_both_methods_and_responses_brought_along_give_the_same_rows(t5, prompts, traces, tmp_path):
+def test_both_methods_and_responses_is_logged_give_the_same_rows(t5, prompts, traces, tmp_path):
     oracle = arguments(t5, prompts=prompts, output=tmp_path / "oracle", method="oracle")
     assert collect([*oracle, "--max_new_tokens=16", "--tail_length=4"]) == 0
     assert_same_traces(tmp_path / "oracle", traces)

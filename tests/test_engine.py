@@ -163,7 +163,7 @@ def test_sampling_follows_the_targets_law_under_a_hostile_policy(policy_type):
         model.lm_head.weight.data.mul_(15)
     target, draft = (CachedModel(model) for model in models)
     sampling, prompt, num_texts = Sampling(0.9), [1, 2], 3000
-    exact = exact_law(models[0], prompt, sampling)
+    exact = exact_distribution(models[0], prompt, sampling)
     engine = SpeculativeEngine(target, draft, policy_type("features", seed=1), sampling)
     counts = torch.zeros(5, 5)
     for seed in range(num_texts):
@@ -179,7 +179,7 @@ def test_sampling_follows_the_targets_law_under_a_hostile_policy(policy_type):
 
 
 @torch.inference_mode()
-def exact_law(model, prompt, sampling):  # [5, 5]: joint law of the 2nd and 3rd new token
+def exact_distribution(model, prompt, sampling):  # [5, 5]: joint law of the 2nd and 3rd new token
     law = torch.zeros(5, 5)
     first = sampling.probs(model(torch.tensor([prompt])).logits[:, -1])[0]
     for a in range(5):

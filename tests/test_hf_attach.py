@@ -15,7 +15,7 @@ import dsl_train
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
-from dsl_train.bench.law import exact_law, fit
+from dsl_train.bench.distribution import exact_distribution, fit
 from dsl_train.features.entries import FEATURES
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.pair.identity import describe_model
@@ -183,7 +183,7 @@ def test_sampled_texts_follow_the_targets_law():
     target = make_model(seed=3)
     draft = perturb(target, scale=0.3, seed=4)
     sampling = Sampling(0.8, 12, 0.95)
-    law = exact_law(CachedModel(target), PROMPT[0].tolist(), sampling, [0], 3, 500)
+    law = exact_distribution(CachedModel(target), PROMPT[0].tolist(), sampling, [0], 3, 500)
     assistant = dsl_train.attach(draft, policy=StopsOnValue())
     options = {"do_sample": True, "temperature": 0.8, "top_k": 12, "top_p": 0.95, "max_new_tokens": 3}
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 import dsl_train
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
-from dsl_train.bench.law import exact_law, fit
+from dsl_train.bench.distribution import exact_distribution, fit
 from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair
 from dsl_train.runners.cached import CachedModel
@@ -224,7 +224,7 @@ def test_sampled_texts_follow_the_processed_law_of_the_target(options):
         """The law that transformers' own list of processors defines."""
 
     runner = _Lawful(CachedModel(target), processors)
-    law = exact_law(runner, PROMPT[0].tolist(), Processed(1.0), [0], 3, 800)
+    law = exact_distribution(runner, PROMPT[0].tolist(), Processed(1.0), [0], 3, 800)
     torch.manual_seed(0)
     drawn = [ours(target, draft, **settings, max_new_tokens=3)[0, PROMPT.shape[1] :].tolist() for _ in range(800)]
     assert fit(law, drawn, 1e-4).p_value > 1e-4

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsl_train.base.records import GenerationResult
 from dsl_train.base.sampling import Sampling
-from dsl_train.bench.law import exact_law
+from dsl_train.bench.distribution import exact_distribution
 from dsl_train.bench.lossless import FALSE_ALARM, PromptModel, Trial, check_law, compare_greedy
 from dsl_train.cli.bench import main
 from dsl_train.loop.drafter import DraftBlock, Drafter
@@ -52,7 +52,7 @@ class StopsOnValue(StaticPolicy):
 def check(models, policy, sampling=SAMPLING, eos=(), verification="block"):
     target, draft = (PromptModel(model, len(PROMPT)) for model in models)
     engine = SpeculativeEngine(target, draft, policy, sampling, eos, verification)
-    law = exact_law(PromptModel(models[0], len(PROMPT)), PROMPT, sampling, eos, 4, NUM_DRAWS)
+    law = exact_distribution(PromptModel(models[0], len(PROMPT)), PROMPT, sampling, eos, 4, NUM_DRAWS)
     trial = Trial("tested", "prompt", law, lambda seed: engine.generate(PROMPT, 4, seed=seed).token_ids)
     return check_law(trial, NUM_DRAWS, 0, LEVEL)
 

@@ -11,7 +11,7 @@ from dsl_train.api.own_settings import under_own_settings
 from dsl_train.api.speculator import Speculator
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
-from dsl_train.bench.law import exact_law, fit
+from dsl_train.bench.distribution import exact_distribution, fit
 from dsl_train.pair.prompt import runner_of
 
 PROMPT = [50, 27, 63, 6, 17]
@@ -51,7 +51,7 @@ def test_sampled_text_follows_the_law_under_the_settings(pair):
     sampling, eos = Sampling(0.9, top_k=20), pair.eos_token_ids
     runners = runner_of(pair.target), runner_of(pair.draft)
     target, _, law = under_own_settings(pair, runners, PROMPT, sampling, 3)
-    expected = exact_law(target, PROMPT, law, eos, 3, 2000)
+    expected = exact_distribution(target, PROMPT, law, eos, 3, 2000)
     for policy in ("static:2", "random:0.7,1,7"):
         speculator = Speculator(pair, policy)
         texts = [speculator.generate(PROMPT, sampling, 3, seed).result.token_ids for seed in range(2000)]

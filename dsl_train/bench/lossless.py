@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from dsl_train.base.sampling import Sampling
 from dsl_train.bench.config import AUTOREGRESSIVE, TRANSFORMERS, BenchConfig, all_contenders
+from dsl_train.bench.distribution import Distribution, Fit, exact_distribution, fit
 from dsl_train.bench.hf import Generate
-from dsl_train.bench.law import Fit, Law, exact_law, fit
 from dsl_train.bench.live import Mismatch, contender, first_difference
 from dsl_train.bench.setup import Setup
 from dsl_train.pair.prompt import EncodedPrompt, PairPrompt, begin, runner_of
@@ -83,7 +83,7 @@ class Trial:
 
     policy: str
     prompt_id: str
-    law: Law
+    law: Distribution
     draw: Callable[[int], Sequence[int]]
     """Seed -> the first tokens of a sampled text."""
 
@@ -141,7 +141,9 @@ def make_trials(setup: Setup, policies: Sequence[str]) -> Iterator[Trial]:
     config, eos = setup.config, setup.pair.eos_token_ids
     for prompt_id, prompt in setup.prompts[: config.law_prompts]:
         target, draft = (_prompt_model(model, prompt) for model in (setup.pair.target, setup.pair.draft))
-        law = exact_law(target, begin(prompt, target), config.sampling, eos, config.max_new_tokens, config.draws)
+        law = exact_distribution(
+            target, begin(prompt, target), config.sampling, eos, config.max_new_tokens, config.draws
+        )
         for name in policies:
             generate = contender(name, setup, target, draft)
             yield Trial(name, prompt_id, law, partial(_draw, generate, prompt))

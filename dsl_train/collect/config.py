@@ -45,7 +45,7 @@ class CollectConfig:
     batch_size: int = 16
     """Texts generated and read together by hindsight. Changes the speed, not what is recorded (in float32)."""
     max_new_tokens: int = 128
-    """Response length at most. A response brought along is used whole, as far as the context goes."""
+    """Response length at most. A response from a log is used whole, as far as the context goes."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy. Like top_k and top_p, of responses whose row does not state it."""
     top_k: int = 0

@@ -60,8 +60,8 @@ def mean_acceptances(
     the requested texts. Those without a response are generated. Texts are sampled and at least one."""
     context = min(context_length(model) for model in (pair.target, pair.draft))
     totals, num_places = dict.fromkeys(ratios, 0.0), 0
-    for brought_along in (True, False):
-        alike = [request for request in requests if (request.response_token_ids is not None) == brought_along]
+    for is_logged in (True, False):
+        alike = [request for request in requests if (request.response_token_ids is not None) == is_logged]
         for first in range(0, len(alike), batch_size):
             part = alike[first : first + batch_size]
             limits = [

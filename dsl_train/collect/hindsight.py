@@ -59,8 +59,8 @@ class HindsightCollector:
 
     def _batches(self, requests: dict[int, Request]) -> Iterator[list[int]]:
         """Numbers of requests to be read together: with a response, or without, and prompts of similar length."""
-        for brought_along in (True, False):
-            alike = [i for i, request in requests.items() if (request.response_token_ids is not None) == brought_along]
+        for is_logged in (True, False):
+            alike = [i for i, request in requests.items() if (request.response_token_ids is not None) == is_logged]
             alike.sort(key=lambda i: len(requests[i].prompt_token_ids))
             for first in range(0, len(alike), self.config.batch_size):
                 yield alike[first : first + self.config.batch_size]
@@ -80,7 +80,7 @@ class HindsightCollector:
         texts, rows = batch.texts, []
         while batch.texts:
             chunk = batch.read(self._chunk_size(len(batch.texts)))
-            depth_0 = self._label(chunk, self._check and batch.brought_along)
+            depth_0 = self._label(chunk, self._check and batch.is_logged)
             rows += [depth_0, *self._tails.read(chunk, depth_0, batch.draft)]
             batch.drop_finished()
         return self._finish(texts, join_rows(rows))

@@ -1,4 +1,4 @@
-"""Rows as other tools write them, given the column names that `prompts.py` and `brought.py` know.
+"""Rows as other tools write them, given the column names that `prompts.py` and `logged.py` know.
 
 OpenAI batch, input   {"custom_id": str, "url": …, "body": {"messages": […], "temperature": …}}
 OpenAI batch, output  {"custom_id": str, "response": {"status_code": 200, "body": {"choices": […]}}, "error": null}

@@ -67,12 +67,10 @@ class OracleCollector:
     def collect_text(self, request: Request) -> CollectedText:
         """The target's continuation with a depth-0 row for each of its tokens and a tail at each rejection.
 
-        Raises DslError for a request that cannot be used, one with a response brought along among them.
+        Raises DslError for a request that cannot be used, one with a response from a log among them.
         """
         if request.response_token_ids is not None:
-            raise DslError(
-                "the oracle decodes by itself and cannot label responses brought along; use --method hindsight"
-            )
+            raise DslError("the oracle decodes by itself and cannot label responses from a log; use --method hindsight")
         request.check(self.context, self.vocab_size, self.eos_token_ids)
         room = min(self.config.max_new_tokens, self.context + 1 - len(request.prompt_token_ids))
         generator = torch.Generator(self.target.device).manual_seed(request.seed)

@@ -1,6 +1,6 @@
 """A batch of texts read by both models at once, a chunk of positions at a time.
 
-The target generates the responses as it goes, or reads those brought along; the draft reads what the target has. Texts
+The target generates the responses as it goes, or reads those from a log; the draft reads what the target has. Texts
 leave the batch as they end. Letters: B texts, C positions of a chunk, L longest response, R tail steps, V vocabulary.
 """
 
@@ -75,14 +75,14 @@ class Batch:
         self._given = pad_sequence(given, batch_first=True).to(device)  # [B, L]; L = 0 when the target generates
 
     @property
-    def brought_along(self) -> bool:
+    def is_logged(self) -> bool:
         return self._given.shape[1] > 0
 
     def read(self, count: int) -> Chunk:
         """The next chunk, of `count` positions or what is left. There must be texts."""
         done, count = self._done, min(count, max(text.limit for text in self.texts) - self._done)
         luck = self._luck[:, done : done + count]
-        if self.brought_along:
+        if self.is_logged:
             token_ids = self._given[:, done : done + count]
             target_logits = self.target.feed(torch.cat([self._last, token_ids[:, :-1]], dim=1))
         else:

@@ -1,4 +1,4 @@
-"""Could the target have said it? For responses brought along. Pure.
+"""Could the target have said it? For responses from a log. Pure.
 
 Letters: N positions, V vocabulary.
 """

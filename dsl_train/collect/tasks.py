@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
-from dsl_train.collect.brought import Response, ResponseReader, answers_of
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.layouts import requests_by_id
+from dsl_train.collect.logged import Response, ResponseReader, answers_of
 from dsl_train.collect.prompts import Prompt, content_hash, no_prompts, prompt_of
 from dsl_train.collect.sources import Record, read_records
 from dsl_train.collect.split import Shard
@@ -36,7 +36,7 @@ class Task:
 
     @property
     def text_id(self) -> str:
-        """16 hex digits: of the prompt, and of what was brought along for it."""
+        """16 hex digits: of the prompt, and of the response in the log."""
         if self.response is None:
             return self.prompt.prompt_id
         drawn = asdict(replace(self.sampling, draft_temperature=None))  # no matter how it is labelled
@@ -131,7 +131,7 @@ def _read(
 ) -> Iterator[Task | Rejected]:
     """Every row's texts, or what is wrong with it."""
     if config.responses and kind == "speech":
-        raise DslError("responses to audio cannot be brought along; have the target transcribe it with --prompts")
+        raise DslError("responses to audio cannot be read from a log; have the target transcribe it with --prompts")
     vocab_sizes = frozenset((len(tokenizer), tokenizer.vocab_size, vocab_size))
     reader = ResponseReader(tokenizer, vocab_sizes, config.sampling, config.column)
     requests = None

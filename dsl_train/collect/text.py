@@ -33,7 +33,7 @@ _TEXT_COLUMNS = ("accept_prob", "accept_ratio", "agreement", "target_entropy", "
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be continued, or one whose continuation is brought along."""
+    """A prompt to be continued, or one whose continuation is from a log."""
 
     prompt_token_ids: tuple[int, ...]
     """Of an encoder-decoder: what its decoder begins with."""

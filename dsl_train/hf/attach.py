@@ -22,7 +22,7 @@ from dsl_train.base.policy import Policy
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.hf.assisted_text import AssistedText
-from dsl_train.hf.frames import running
+from dsl_train.hf.callers import running
 from dsl_train.hf.policy import policy_across_tokenizers, policy_of
 from dsl_train.hf.request import left_padding
 from dsl_train.hf.translated_text import TranslatedText

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import DslError
-from dsl_train.hf.frames import running
+from dsl_train.hf.callers import running
 from dsl_train.hf.policy import policy_of
 from dsl_train.hf.request import read_request
 from dsl_train.hf.stopping import TextWatch

@@ -18,8 +18,8 @@ from transformers.utils import ModelOutput
 from dsl_train.api.serving import load_predictor
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import DslError
+from dsl_train.hf.callers import running
 from dsl_train.hf.decoding import decode
-from dsl_train.hf.frames import running
 from dsl_train.pair.loading import Placement, load_model
 from dsl_train.predictor.runtime import Predictor
 

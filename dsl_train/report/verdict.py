@@ -5,7 +5,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dsl_train.bench.law import POWER
+from dsl_train.bench.distribution import POWER
 from dsl_train.bench.live import Mismatch
 from dsl_train.bench.lossless import FALSE_ALARM, LawCheck, VerifyResult
 

@@ -1,4 +1,4 @@
-"""Responses brought along: what a target said elsewhere, labelled without asking it again. No model is loaded here.
+"""Responses from a log: what a target said elsewhere, labelled without asking it again. No model is loaded here.
 
     a prompt, as `prompts.py` knows them, and
     {"response" or "completion" or "output" or "generated_text": str}      the text behind it, or
@@ -81,7 +81,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Brought:
+class LoggedResponse:
     """A prompt with what the target said, and how it was drawn."""
 
     prompt: Prompt
@@ -102,7 +102,7 @@ class ResponseReader:
     column: str | None = None
     """Of the prompts, if it has a name of its own."""
 
-    def read(self, record: Record) -> Brought:
+    def read(self, record: Record) -> LoggedResponse:
         """Raises DslError, naming the record, if it cannot be used or its labels would be wrong."""
         where = record.where
         columns = {
@@ -113,7 +113,7 @@ class ResponseReader:
         refuse_transforms(where, settings)
         self._check_tokenizer(where, settings)
         response = _response(where, columns, settings)
-        return Brought(self._prompt(where, columns), response, stated_sampling(where, settings, self.sampling))
+        return LoggedResponse(self._prompt(where, columns), response, stated_sampling(where, settings, self.sampling))
 
     def _prompt(self, where: str, columns: dict[str, Any]) -> Prompt:
         value = find_value(where, columns, self.column, ("prompt_token_ids", *CHAT_COLUMNS, *TEXT_COLUMNS))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dsl_train.base.sampling import Sampling
-from dsl_train.bench.law import MIN_EXPECTED, POWER, Law, detectable_bias, exact_law, fit
+from dsl_train.bench.distribution import MIN_EXPECTED, POWER, Distribution, detectable_bias, exact_distribution, fit
 
 # The law of a text of two tokens: the first by FIRST, the second by SECOND[first]; token 2 ends a text.
 FIRST = torch.tensor([0.6, 0.3, 0.1])
@@ -24,7 +24,7 @@ class TwoTokens:
 
 
 def two_tokens(num_draws):
-    return exact_law(TwoTokens(), [0], Sampling(1.0), {2}, num_tokens=2, num_draws=num_draws)
+    return exact_distribution(TwoTokens(), [0], Sampling(1.0), {2}, num_tokens=2, num_draws=num_draws)
 
 
 def prob_of(law, prefix):
@@ -58,7 +58,7 @@ def test_every_text_falls_into_one_cell_and_impossible_ones_are_told_apart():
 def some_law(num_cells, num_draws):
     probs = np.random.default_rng(0).dirichlet(np.ones(num_cells))
     probs = np.maximum(probs, MIN_EXPECTED / num_draws)
-    return Law({(i,): i for i in range(num_cells)}, probs / probs.sum())
+    return Distribution({(i,): i for i in range(num_cells)}, probs / probs.sum())
 
 
 def p_values(law, probs, num_draws, num_runs, seed):
@@ -89,4 +89,4 @@ def test_a_bias_of_the_stated_size_is_seen_as_often_as_stated():
 def test_more_draws_see_smaller_biases_and_a_single_cell_sees_none():
     assert detectable_bias(20, 4000, 1e-3) == pytest.approx(detectable_bias(20, 1000, 1e-3) / 2, rel=1e-6)
     assert detectable_bias(1, 10**6, 1e-3) == 1.0
-    assert fit(Law({(): 0}, np.ones(1)), [(3, 4)] * 5, 1e-3).p_value == 1.0
+    assert fit(Distribution({(): 0}, np.ones(1)), [(3, 4)] * 5, 1e-3).p_value == 1.0

@@ -22,7 +22,7 @@ _IMPOSSIBLE = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Law:
+class Distribution:
     """Probabilities of cells that every text falls into exactly one of, by its longest prefix that names a cell."""
 
     cells: Mapping[tuple[int, ...], int]
@@ -43,14 +43,14 @@ class Law:
 
 
 @torch.inference_mode()
-def exact_law(
+def exact_distribution(
     target: CachedModel,
     prompt_token_ids: Sequence[int],
     sampling: Sampling,
     eos_token_ids: Collection[int],
     num_tokens: int,
     num_draws: int,
-) -> Law:
+) -> Distribution:
     """The law of the first `num_tokens` after the prompt, as fine as `num_draws` texts can fill its cells.
 
     A prefix expected often enough to split is followed by its likely tokens, each a prefix of its own; what is left
@@ -73,7 +73,7 @@ def exact_law(
     return _pool(cells, min_prob)
 
 
-def _pool(cells: Mapping[tuple[int, ...], float], min_prob: float) -> Law:
+def _pool(cells: Mapping[tuple[int, ...], float], min_prob: float) -> Distribution:
     """Cells too rare to stand alone share one, and join the rarest other cell if even together they are too rare."""
     large = sorted((prefix for prefix, prob in cells.items() if prob >= min_prob), key=lambda prefix: cells[prefix])
     probs = [cells[prefix] for prefix in large]
@@ -87,7 +87,7 @@ def _pool(cells: Mapping[tuple[int, ...], float], min_prob: float) -> Law:
     for prefix, prob in cells.items():
         numbers.setdefault(prefix, shared if prob > 0 else _IMPOSSIBLE)
     array = np.array(probs)
-    return Law(numbers, array / array.sum())
+    return Distribution(numbers, array / array.sum())
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Fit:
     """Any bias that moves this much probability between cells would have been seen with a chance of POWER."""
 
 
-def fit(law: Law, texts: Sequence[Sequence[int]], level: float) -> Fit:
+def fit(law: Distribution, texts: Sequence[Sequence[int]], level: float) -> Fit:
     """Test at a false-alarm rate of `level`, which only `detectable` depends on."""
     counts, impossible = law.count(texts)
     num_draws, num_cells = len(texts), len(law.probs)
