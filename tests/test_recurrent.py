@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import dsl_train
 from dsl_train import hf
 from dsl_train.base.sampling import Sampling
-from dsl_train.bench.distribution import exact_distribution, fit
+from dsl_train.bench.law import exact_law, fit
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.policies.registry import make_policy
 from dsl_train.runners.cached import CachedModel
@@ -23,6 +23,7 @@ from dsl_train.runners.state import MOST_REREAD, StateDecoder, kind_of
 
 #: A gated delta rule, Mamba 2, and attention beside it in one layer.
 REPRESENTATIVE = ("Qwen3_5", "Mamba2", "FalconH1")
+LONG = REPRESENTATIVE[:2]
 FOLDING = [family for family in RECURRENT if not family.name.startswith(("Inkling", "Lfm"))]
 #: Noise on the draft's weights, as a share of their spread.
 NEVER, SOMETIMES, OFTEN, ALWAYS = 2.0, 0.1, 0.01, 0.0
@@ -62,11 +63,11 @@ def own_text(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> tupl
 
 @pytest.fixture(scope="module")
 def long_texts() -> dict[str, tuple[PreTrainedModel, tuple[int, ...]]]:
-    models = {name: make(name) for name in REPRESENTATIVE}
+    models = {name: make(name) for name in LONG}
     return {name: (model, own_text(model, prompt_of(3), 400)) for name, model in models.items()}
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVE)
+@pytest.mark.parametrize("name", LONG)
 def test_texts_of_400_tokens_are_the_targets_own_whatever_the_draft(name, long_texts):
     target, expected = long_texts[name]
     shares = []
@@ -157,21 +158,29 @@ def test_a_round_is_one_forward_unless_too_much_would_be_read_again(monkeypatch)
     assert len(widths) <= len(own) * (1 + 1 / MOST_REREAD) + 1
 
 
-def test_what_is_kept_does_not_grow_with_the_text():
-    target, sizes = make("FalconH1", torch.float32), {}
-    runners = CachedModel(target), CachedModel(noisy(target, SOMETIMES))
+class Weighed(CachedModel):
+    """Notes what the kept copies take after each forward, by the text's length."""
 
-    engine = SpeculativeEngine(*runners, make_policy("static:4"))
-    for finished in engine.rounds(engine.begin(prompt_of(3), 200)):
-        for runner in runners:
-            decoder = runner._decoder
-            assert isinstance(decoder, StateDecoder)
-            assert decoder.num_kept_bytes == 0  # after a round nothing but the state itself
-        states = list(runners[0]._decoder._inner.cache.layers)
-        num_bytes = sum(state.nbytes for layer in states for state in layer.conv_states.values())
-        sizes[finished.start] = num_bytes + sum(s.nbytes for layer in states for s in layer.recurrent_states.values())
-    assert len(sizes) > 40
-    assert len(set(sizes.values())) == 1
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.num_bytes: dict[int, int] = {}
+
+    def logits(self, token_ids, keep):
+        rows = super().logits(token_ids, keep)
+        assert isinstance(self._decoder, StateDecoder)
+        self.num_bytes[len(token_ids)] = self._decoder.num_kept_bytes
+        return rows
+
+
+def test_what_is_kept_does_not_grow_with_the_text():
+    target = make("FalconH1", torch.float32)
+    runners = Weighed(target), Weighed(noisy(target, SOMETIMES))
+    SpeculativeEngine(*runners, make_policy("static:4")).generate(prompt_of(3), 200)
+    one = runners[0].num_bytes[max(runners[0].num_bytes)]
+    for runner, num_copies in zip(runners, (1, 4), strict=True):  # one a forward, and a draft reads four times a round
+        for part in (range(4, 104), range(104, 204)):
+            assert max(size for length, size in runner.num_bytes.items() if length in part) == num_copies * one
+        assert runner._decoder.num_kept_bytes == 0
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
@@ -179,7 +188,7 @@ def test_sampled_texts_follow_the_targets_exact_law(name):
     """Three tokens of eight: the prompt's own, and two that may be drafted; the false alarm is 1e-4 each."""
     target = family(name).make(vocab_size=8)
     draft, sampling, num_draws = noisy(target, 0.3), Sampling(1.0), 300
-    law = exact_distribution(CachedModel(target), [3, 5], sampling, [0], 3, num_draws)
+    law = exact_law(CachedModel(target), [3, 5], sampling, [0], 3, num_draws)
     engine = SpeculativeEngine(CachedModel(target), CachedModel(draft), make_policy("static:2"), sampling, [0])
     found = [engine.generate([3, 5], 3, seed=seed) for seed in range(num_draws)]
     accepted = sum(finished.num_accepted for text in found for finished in text.rounds)

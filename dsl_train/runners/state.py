@@ -24,6 +24,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+#: What may lie beside a state in one layer, the narrower kind first.
+_ATTENTION = (DynamicSlidingWindowLayer, DynamicLayer)
 #: Settled tokens that a block's forward may read again, round after round.
 MOST_REREAD = 32
 
@@ -134,11 +136,12 @@ class StateDecoder:
         for layer in layers:
             if not is_linear(layer):
                 layer.crop(-num_removed)
-            elif isinstance(layer, DynamicSlidingWindowLayer):
-                DynamicSlidingWindowLayer.crop(layer, -num_removed)  # type: ignore[arg-type]
-                LinearAttentionLayer.crop(layer, 0)  # type: ignore[arg-type]  # the convolution's inputs, to its width
-            elif isinstance(layer, DynamicLayer):
-                DynamicLayer.crop(layer, -num_removed)
+                continue
+            attention = next((kind for kind in _ATTENTION if isinstance(layer, kind)), None)
+            if attention is not None:
+                attention.crop(layer, -num_removed)
+            if layer.record_past:
+                LinearAttentionLayer.crop(layer, 0)  # the convolution's inputs, to its width
 
 
 _unlimited: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
