@@ -164,11 +164,15 @@ def ask(engine: Any, group: list[dict[str, Any]], options: argparse.Namespace) -
 
 
 def drafting_counts(engine: Any) -> np.ndarray:
-    """vLLM's own counters, which all engines of this process share: rounds that drafted something, tokens drafted,
-    tokens accepted, [3]."""
-    values = {metric.name.removeprefix("vllm:spec_decode_"): metric for metric in engine.get_metrics()}
-    wanted = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
-    return np.array([getattr(values.get(name), "value", 0.0) for name in wanted])
+    """vLLM's own counters of this engine: rounds that drafted something, tokens drafted, tokens accepted, [3]. Only the
+    engine made last has them among the process's metrics, so they are read where it counts."""
+    for logger in engine.llm_engine.logger_manager.stat_loggers:
+        counts = getattr(logger, "spec_decoding_prom", None)
+        if counts is not None and counts.spec_decoding_enabled:
+            wanted = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
+            by_engine = [getattr(counts, f"counter_spec_decode_{name}") for name in wanted]
+            return np.array([counter[0]._value.get() for counter in by_engine])
+    return np.zeros(3)
 
 
 def of_drafts(rounds: float, drafted: float, accepted: float) -> dict[str, float]:
