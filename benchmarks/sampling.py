@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from transformers import DynamicCache, PreTrainedModel
 
 from dsl_train.base.sampling import Sampling, draw
 from dsl_train.collect.draft_temperature import expected_acceptance, read_places
@@ -27,7 +28,7 @@ from dsl_train.runners.cached import CachedModel
 
 DRAFTS = (2, 4, 8)
 TEMPERATURES, DRAFT_TEMPERATURES = (0.3, 0.6, 0.8, 1.0), (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-TRUNCATIONS = (Sampling(0.8, top_p=0.9), Sampling(1.0, top_p=0.9), Sampling(0.8, top_k=20), Sampling(1.0, top_k=20))
+TRUNCATIONS = (Sampling(0.8, top_p=0.9), Sampling(1.0, top_p=0.9), Sampling(0.8, top_k=20))
 
 
 def main() -> None:
@@ -65,10 +66,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("target", "draft", "prompts"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--num_prompts", type=int, default=40)
+    parser.add_argument("--num_prompts", type=int, default=24)
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--every", type=int, default=7, help="tokens from one place to the next")
+    parser.add_argument("--every", type=int, default=5, help="tokens from one place to the next")
     parser.add_argument("--blocks", type=int, default=8, help="drafted after each place")
     return parser.parse_args()
 
@@ -92,13 +93,15 @@ def kept_after(
     pair: Pair, text: Sequence[int], sampling: Sampling, num_blocks: int, generator: torch.Generator
 ) -> list[tuple[float, float]]:
     """Of blocks drafted after one place. A draft after an end of text is none."""
-    tokens, longest = torch.tensor([text] * num_blocks), max(DRAFTS)
-    draft_probs = []
-    for _ in range(longest):
-        draft_probs.append(sampling.of_draft.probs(pair.draft(tokens, logits_to_keep=1).logits[:, -1]))  # [B, V]
-        tokens = torch.cat([tokens, draw(draft_probs[-1], generator)[:, None]], dim=1)
-    logits = pair.target(tokens, logits_to_keep=longest + 1).logits[:, :-1]  # [B, K, V]
-    block = tokens[:, len(text) :, None]  # [B, K, 1]
+    last = torch.full((num_blocks, 1), text[-1])
+    drafted, draft_probs, cache = [last], [], read(pair.draft, text[:-1], num_blocks)
+    for _ in range(max(DRAFTS)):
+        logits = pair.draft(drafted[-1], past_key_values=cache).logits[:, -1]
+        draft_probs.append(sampling.of_draft.probs(logits))  # [B, V]
+        drafted.append(draw(draft_probs[-1], generator)[:, None])
+    cache, tokens = read(pair.target, text[:-1], num_blocks), torch.cat(drafted, dim=1)
+    logits = pair.target(tokens[:, :-1], past_key_values=cache).logits  # [B, K, V]
+    block = tokens[:, 1:, None]  # [B, K, 1]
     target = sampling.probs(logits.flatten(0, 1)).unflatten(0, logits.shape[:2]).gather(-1, block)[..., 0].double()
     ratios = target / torch.stack(draft_probs, dim=1).gather(-1, block)[..., 0]  # [B, K]
     ends = torch.isin(block[..., 0], torch.tensor(sorted(pair.eos_token_ids)))
@@ -109,6 +112,14 @@ def kept_after(
         (float(by_token[:, :num_drafts].sum(1).mean()), float(by_block[:, :num_drafts].sum(1).mean()))
         for num_drafts in DRAFTS
     ]
+
+
+def read(model: PreTrainedModel, text: Sequence[int], num_rows: int) -> DynamicCache:
+    """The text's cache, for as many continuations."""
+    cache = DynamicCache(config=model.config)
+    model(torch.tensor([text]), past_key_values=cache, logits_to_keep=1)
+    cache.batch_repeat_interleave(num_rows)
+    return cache
 
 
 @torch.inference_mode()
