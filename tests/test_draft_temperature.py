@@ -1,5 +1,6 @@
 """The draft's own temperature: used where it is known, estimated without drawing, the same in training and service."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from collecting import arguments, make_config, make_pair
 from tiny_traces import make_traces
 
+from dsl_train.api.own_settings import under_own_settings
 from dsl_train.base.policy import Needs
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
@@ -21,11 +23,15 @@ from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.shards import collect
 from dsl_train.collect.text import Request
-from dsl_train.loop.drafter import Drafter
+from dsl_train.hf.assisted_text import _AtLeastOne
+from dsl_train.loop.drafter import Drafter, as_drafted
 from dsl_train.loop.engine import SpeculativeEngine
+from dsl_train.policies.capped import Capped
+from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.policies.rules import StaticPolicy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.runners.cached import CachedModel
+from dsl_train.runners.processed import ProcessedModel
 from dsl_train.traces.decisions import build
 from dsl_train.traces.store import Traces, TraceSequence, open_traces
 
@@ -178,6 +184,19 @@ def test_a_predictor_keeps_the_proportion_between_and_beyond_its_temperatures():
     trained = Predictor(plain.session, {**plain.config, "draft_temperature": drawn}, reference)
     found = [trained.draft_temperature(temperature) for temperature in (0.25, 0.5, 0.75, 1.0, 2.0)]
     assert found == pytest.approx([0.25, 0.5, 0.75 * 0.9, 0.8, 1.6])
+    learned = LearnedPolicy(trained, 0.1)
+    for policy in (learned, Capped(learned, 2), _AtLeastOne(learned)):
+        assert as_drafted(Sampling(1.0, top_k=5), policy) == Sampling(0.8, top_k=5)
+
+
+def test_the_targets_own_settings_leave_the_drafts_temperature(pair):
+    target = copy.deepcopy(pair.target)
+    target.generation_config.repetition_penalty = 1.3
+    runners = CachedModel(target), CachedModel(pair.draft)
+    asked = Sampling(0.9, draft_temperature=0.5)
+    _, draft, law = under_own_settings(dataclasses.replace(pair, target=target), runners, PROMPT, asked, 10)
+    assert isinstance(draft, ProcessedModel)
+    assert (law.temperature, law.of_draft.temperature) == (0.9, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def test_the_artifact_holds_what_the_design_says_and_the_training_explains_itsel
     assert described["schema"]["names"] == list(entries.FEATURE_NAMES)
     assert described["pair"] == PAIR
     assert described["sampling"] == {"temperatures": [0.0], "top_k": [0], "top_p": [1.0]}
+    assert described["draft_temperature"] == {"target": [1.0], "draft": [1.0]}  # the texts are greedy
     assert described["max_lookahead"] == 8
     assert described["metrics"]["onnx_difference"] < 1e-5
     assert described["metrics"]["onnx_bytes"] < 200_000

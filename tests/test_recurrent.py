@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import dsl_train
 from dsl_train import hf
 from dsl_train.base.sampling import Sampling
-from dsl_train.bench.law import exact_law, fit
+from dsl_train.bench.distribution import exact_distribution, fit
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.policies.registry import make_policy
 from dsl_train.runners.cached import CachedModel
@@ -188,7 +188,7 @@ def test_sampled_texts_follow_the_targets_exact_law(name):
     """Three tokens of eight: the prompt's own, and two that may be drafted; the false alarm is 1e-4 each."""
     target = family(name).make(vocab_size=8)
     draft, sampling, num_draws = noisy(target, 0.3), Sampling(1.0), 300
-    law = exact_law(CachedModel(target), [3, 5], sampling, [0], 3, num_draws)
+    law = exact_distribution(CachedModel(target), [3, 5], sampling, [0], 3, num_draws)
     engine = SpeculativeEngine(CachedModel(target), CachedModel(draft), make_policy("static:2"), sampling, [0])
     found = [engine.generate([3, 5], 3, seed=seed) for seed in range(num_draws)]
     accepted = sum(finished.num_accepted for text in found for finished in text.rounds)

@@ -5,6 +5,7 @@ processors, or refused by name.
 """
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def under_own_settings(
         ProcessedModel(runner, processors, width=width) if processors or draft_width != width else runner
         for runner in runners
     )
-    return target, draft, own_sampling
+    return target, draft, replace(own_sampling, draft_temperature=sampling.draft_temperature)
 
 
 def _processors(pair: Pair, prompt: PairPrompt, sampling: Sampling, max_new_tokens: int, context: int) -> Any:

@@ -64,6 +64,9 @@ class BenchConfig:
     """Keep the most likely tokens only; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of tokens with this probability."""
+    draft_temperature: float | None = None
+    """At which our loop's draft draws, for all policies (live, verify). Default: as the predictor was trained, else the
+    temperature."""
     verification: Literal["block", "token"] = "block"
     """How our loop judges sampled blocks: as a whole or token by token (live, verify)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -110,4 +113,4 @@ class BenchConfig:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.draft_temperature)

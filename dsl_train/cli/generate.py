@@ -49,6 +49,8 @@ class GenerateConfig:
     """Sample among the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Sample among the most likely tokens with this much probability together."""
+    draft_temperature: float | None = None
+    """At which the draft draws when sampling. Default: as the predictor was trained, else the temperature."""
     verification: Literal["block", "token"] = "block"
     """Judge sampled blocks as a whole, which keeps more of them, or token by token."""
     seed: int = 0
@@ -77,7 +79,9 @@ class GenerateConfig:
             raise ValueError(f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
         from dsl_train.base.sampling import Sampling
 
-        Sampling(self.temperature, self.top_k, self.top_p)  # raises ValueError for what no sampler has
+        Sampling(
+            self.temperature, self.top_k, self.top_p, self.draft_temperature
+        )  # raises ValueError for what no sampler has
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def _execute(config: GenerateConfig) -> Generated:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    sampling = Sampling(config.temperature, config.top_k, config.top_p)
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.draft_temperature)
     pair = load_pair(config.target, config.draft, config.dtype, config.device)
     policy = f"{config.policy}:adapt" if config.adapt else config.policy
     speculator = Speculator(

@@ -6,7 +6,7 @@ temperature is lossless. Letters: N places, V vocabulary.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,8 @@ from dsl_train.runners.cached import context_length
 RATIOS = tuple(i / 20 for i in range(6, 27))
 #: Texts of each temperature that are read; mean acceptance is flat around its top.
 NUM_TEXTS = 64
-_NUM_PLACES = 256  # whose distributions are compared at a time
+#: Positions of every text read at a time, and places whose distributions are compared at a time.
+_CHUNK, _NUM_PLACES = 16, 256
 
 
 def estimate_temperatures(config: CollectConfig, tasks: Iterable[Task]) -> dict[float, float]:
@@ -58,8 +59,21 @@ def mean_acceptances(
 ) -> dict[float, float]:
     """Draft temperature, in target temperatures -> expected acceptance of a draft token, averaged over all places of
     the requested texts. Those without a response are generated. Texts are sampled and at least one."""
-    context = min(context_length(model) for model in (pair.target, pair.draft))
     totals, num_places = dict.fromkeys(ratios, 0.0), 0
+    for sampling, target_logits, draft_logits in read_places(pair, requests, max_new_tokens, batch_size):
+        num_places += len(target_logits)
+        for ratio in ratios:
+            tried = replace(sampling, draft_temperature=ratio * sampling.temperature)
+            accepted = expected_acceptance(tried, target_logits, draft_logits)
+            totals[ratio] += float(accepted.sum(dtype=torch.float64))
+    return {ratio: total / num_places for ratio, total in totals.items()}
+
+
+def read_places(
+    pair: Pair, requests: Sequence[Request], max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[Sampling, torch.Tensor, torch.Tensor]]:
+    """Some places at a time: how their texts are sampled, and the logits [N, V] of target and draft."""
+    context = min(context_length(model) for model in (pair.target, pair.draft))
     for is_logged in (True, False):
         alike = [request for request in requests if (request.response_token_ids is not None) == is_logged]
         for first in range(0, len(alike), batch_size):
@@ -71,15 +85,13 @@ def mean_acceptances(
             ]
             batch = Batch(pair, part, limits, tail_length=0)
             while batch.texts:
-                chunk = batch.read(count=16)
-                places = chunk.is_text.flatten().nonzero().squeeze(-1)  # [N]
+                chunk = batch.read(_CHUNK)
+                places = chunk.is_text.flatten().nonzero().squeeze(-1)  # in the chunk, flat
                 for sampling, group in chunk.by_sampling(places // chunk.token_ids.shape[1]):
                     for some in places[group].split(_NUM_PLACES):
-                        logits = [x.flatten(0, 1)[some] for x in (chunk.target_logits, chunk.draft_logits)]
-                        _add_acceptances(totals, sampling, *logits)
-                num_places += len(places)
+                        target_logits, draft_logits = chunk.target_logits, chunk.draft_logits
+                        yield sampling, target_logits.flatten(0, 1)[some], draft_logits.flatten(0, 1)[some]
                 batch.drop_finished()
-    return {ratio: total / num_places for ratio, total in totals.items()}
 
 
 def expected_acceptance(
@@ -95,14 +107,6 @@ def drafted_at(task: Task, temperatures: Mapping[float, float]) -> Task:
         return task
     drawn = replace(task.sampling, draft_temperature=temperatures[task.sampling.temperature])
     return replace(task, sampling=drawn)
-
-
-def _add_acceptances(
-    totals: dict[float, float], sampling: Sampling, target_logits: torch.Tensor, draft_logits: torch.Tensor
-) -> None:
-    for ratio in totals:
-        tried = replace(sampling, draft_temperature=ratio * sampling.temperature)
-        totals[ratio] += float(expected_acceptance(tried, target_logits, draft_logits).sum(dtype=torch.float64))
 
 
 def _readable(pair: Pair, tasks: Iterable[Task], seed: int) -> Iterable[Request]:
