@@ -113,6 +113,8 @@ def test_a_scan_that_begins_anew_drafts_one_token_at_a_time(family):
     assert rows.argmax(-1).tolist() == text[len(prompt) + 1 :]
     runner.truncate(len(prompt) + 5)
     assert runner.logits(text[:-1], keep=4).argmax(-1).tolist() == text[-4:]
+    runner.logits([*text, *text], keep=1)
+    assert len(runner._decoder._kept) == 1  # however many tokens it had to catch up with
 
 
 @pytest.mark.parametrize("name", ["Qwen3_5", "Mamba"])
