@@ -113,6 +113,8 @@ def test_a_scan_that_begins_anew_drafts_one_token_at_a_time(family):
     assert rows.argmax(-1).tolist() == text[len(prompt) + 1 :]
     runner.truncate(len(prompt) + 5)
     assert runner.logits(text[:-1], keep=4).argmax(-1).tolist() == text[-4:]
+    runner.logits([*text, *text], keep=1)
+    assert len(runner._decoder._kept) == 1  # however many tokens it had to catch up with
 
 
 @pytest.mark.parametrize("name", ["Qwen3_5", "Mamba"])
@@ -176,10 +178,10 @@ def test_what_is_kept_does_not_grow_with_the_text():
     target = make("FalconH1", torch.float32)
     runners = Weighed(target), Weighed(noisy(target, SOMETIMES))
     SpeculativeEngine(*runners, make_policy("static:4")).generate(prompt_of(3), 200)
-    one = runners[0].num_bytes[max(runners[0].num_bytes)]
-    for runner, num_copies in zip(runners, (1, 4), strict=True):  # one a forward, and a draft reads four times a round
+    one = min(size for size in runners[0].num_bytes.values() if size)
+    for runner, most in zip(runners, (2, 4), strict=True):  # a forward in two parts; four drafted tokens a round
         for part in (range(4, 104), range(104, 204)):
-            assert max(size for length, size in runner.num_bytes.items() if length in part) == num_copies * one
+            assert one <= max(size for length, size in runner.num_bytes.items() if length in part) <= most * one
         assert runner._decoder.num_kept_bytes == 0
 
 

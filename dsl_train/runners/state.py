@@ -87,8 +87,7 @@ class StateDecoder:
             self._read(token_ids[:num_settled], start, keep=1)
             token_ids, start = token_ids[num_settled:], start + num_settled
         if start and not self._reads_on:
-            rows = [self._read(token_ids[i : i + 1], start + i, keep=1) for i in range(len(token_ids))]
-            return torch.cat(rows[-keep:])
+            return self._read_one_by_one(token_ids, start, keep)
         return self._read(token_ids, start, keep)
 
     def truncate(self, num_removed: int) -> int:
@@ -122,6 +121,14 @@ class StateDecoder:
     def num_kept_bytes(self) -> int:
         """What all copies take."""
         return sum(state.tensor.nbytes for states in self._kept.values() for state in states)
+
+    def _read_one_by_one(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
+        rows = []
+        for i in range(len(token_ids)):
+            if i <= len(token_ids) - keep:
+                self._kept.clear()  # nobody goes back among settled tokens, and there may be many
+            rows.append(self._read(token_ids[i : i + 1], start + i, keep=1))
+        return torch.cat(rows[-keep:])
 
     def _read(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
         if start:
