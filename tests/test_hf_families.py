@@ -1,12 +1,13 @@
 """Refusals name the model, the reason and the way out."""
 
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 from families.causal_classes import outcome
-from families.zoo import REFUSED
+from families.zoo import FAMILIES, REFUSED
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
-from dsl_train import generate
+from dsl_train import attach, generate
 from dsl_train.base.records import DslError
 from dsl_train.pair.loading import load_pair
 from dsl_train.runners.supported import check_pair_supported, check_supported
@@ -21,6 +22,19 @@ def test_a_recurrent_model_is_refused_when_it_is_loaded_and_when_it_is_given(tmp
         load_pair(str(tmp_path), str(tmp_path))
     with pytest.raises(DslError, match=sentence.replace("target .*", "draft: ")):
         generate(make_model(0), mamba, [1, 2], tokenizer=make_tokenizer())
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers' models in construction
+@pytest.mark.parametrize("family", REFUSED, ids=lambda family: family.name)
+def test_an_attached_draft_and_its_target_are_refused_by_name(family):
+    refused, llama, options = family.make(), FAMILIES[0].make(), {"max_new_tokens": 4, "do_sample": False}
+    with pytest.raises(DslError, match=rf"draft: .*{family.model}\) cannot be used .*; (choose|load) a"):
+        attach(refused, policy="static:2")
+    draft = attach(llama, policy="static:2")
+    # transformers refuses a target that it knows to be recurrent before it looks at the draft
+    error, sentence = (ValueError, "not supported with stateful") if refused._is_stateful else (DslError, "target: ")
+    with pytest.raises(error, match=rf"{sentence}.*{family.model}"):
+        refused.generate(torch.tensor([[5, 9, 13]]), assistant_model=draft, **options)
 
 
 def test_a_state_that_transformers_does_not_name_is_found_in_the_cache():
