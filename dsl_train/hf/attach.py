@@ -44,8 +44,9 @@ def attach(
     """What to pass as `assistant_model`; for any number of texts, one at a time in each thread. `draft` itself is not
     changed.
 
-    The predictor is by default the one in the draft's `dsl` folder. Raises DslError if there is none; at the first text
-    if it was trained for another pair.
+    The predictor is by default the one in the draft's `dsl` folder. Raises DslError if there is none, and for a draft
+    whose state cannot go back; at the first text if the predictor was trained for another pair. A target whose state
+    cannot go back is refused by transformers itself, with a ValueError, before it looks at the draft.
     """
     check_runs(draft, "draft")
     if policy == "learned" and not isinstance(predictor, Predictor):
