@@ -19,6 +19,8 @@ from pathlib import Path
 import dsl_train, dsl_train.hf
 
 for module in pkgutil.walk_packages(dsl_train.__path__, "dsl_train."):
+    if module.name.startswith("dsl_train.vllm"):  # for an environment of its own
+        continue
     import_module(module.name)
 
 from dsl_train.api import calibration
