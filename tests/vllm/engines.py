@@ -23,13 +23,19 @@ ROOT = Path(__file__).parents[2]
 TARGET, DRAFT = (str(ROOT / "checkpoints/reference" / role) for role in ("target", "draft"))
 
 
+#: An engine that is collected ends torch.distributed for all others of its process.
+KEPT: list[LLM] = []
+
+
 def make_engine(target: str = TARGET, draft: str | None = DRAFT, spec: dict[str, Any] | None = None, **options: Any):
     """Float32 and eager: what is equal must be equal token by token."""
     settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8, "seed": 0}
     if draft:
         drafting = {"method": "draft_model", "model": draft, "num_speculative_tokens": 16, **(spec or {})}
-        return LLM(target, speculative_config=drafting, **settings | options)
-    return LLM(target, **settings | options)
+        KEPT.append(LLM(target, speculative_config=drafting, **settings | options))
+    else:
+        KEPT.append(LLM(target, **settings | options))
+    return KEPT[-1]
 
 
 @lru_cache

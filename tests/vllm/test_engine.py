@@ -194,7 +194,6 @@ def test_preemption_chunked_prompts_and_shared_prefixes_change_nothing():
     for prompt, answer in zip(texts, expected, strict=True):
         ids = tokenizer(prompt).input_ids
         assert_drafts_are_what_the_draft_says(recorded.rounds[tuple(ids)], [*ids, *answer])
-    del engine
 
 
 def test_requests_leave_nothing_behind():
