@@ -176,7 +176,7 @@ def _merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
 
     adapted = PeftModel.from_pretrained(model, adapter)
     if not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = adapted.peft_config["default"].peft_type.value
+        kind = str(adapted.peft_config["default"].peft_type).rpartition(".")[2]
         raise DslError(f"its adapter is {kind}, which has no weights to merge; give one that has, such as LORA")
     return cast(PreTrainedModel, adapted.merge_and_unload())
 
