@@ -24,7 +24,7 @@ smollm2: $(SMOLLM2)/target/model.safetensors  ## the real target, SmolLM2-135M-I
 demo-smollm2: smollm2  ## the whole job on the real pair: collect, train, generate, prove
 	$(BIN)/dsl-collect $(SMOLLM2_PAIR) --prompts data/prompts/chat_train.jsonl --max_new_tokens 64 --tail_length 8 --output $(SMOLLM2)/traces
 	$(BIN)/dsl-train --traces $(SMOLLM2)/traces --output $(SMOLLM2)/predictor
-	$(BIN)/dsl-generate $(SMOLLM2_PAIR) --chat --show_lookahead --max_new_tokens 64 --prompt "Give me three tips for learning to cook."
+	$(BIN)/dsl-generate $(SMOLLM2_PAIR) --chat --show_lookahead --max_new_tokens 64 --prompt "How do I bake bread at home?"
 	$(BIN)/dsl-bench $(SMOLLM2_PAIR) --prompts data/prompts/chat_test.jsonl --by category --num_prompts 2 --repeats 1 --max_new_tokens 64 \
 	  --policies static:1 static:2 static:3 static:4 heuristic confidence learned transformers transformers-assisted --output $(SMOLLM2)/bench
 
