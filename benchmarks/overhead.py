@@ -25,10 +25,9 @@ from dsl_train.base import files
 from dsl_train.base.policy import Policy
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.prompts import read_prompts
-from dsl_train.features.vector import FeatureView
 from dsl_train.loop.drafter import Drafter
 from dsl_train.loop.engine import SpeculativeEngine
-from dsl_train.loop.text import Text
+from dsl_train.loop.text import Text, view_for
 from dsl_train.pair.loading import load_pair
 from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
@@ -175,9 +174,10 @@ def by_vocabulary(args: argparse.Namespace) -> list[dict[str, float]]:
 def block_timer(draft: Recorded, policy: Policy) -> Callable[[], float]:
     """Drafts a block and returns the seconds per token."""
     prompt = list(range(1, 129))
-    view = FeatureView(prompt, 0.0) if policy.needs == "features" else None
+    sampling = Sampling()
+    view = view_for(policy, prompt, sampling)
     text = Text.begin(prompt, 128, draft.context, frozenset(), torch.Generator(), view)
-    drafter = Drafter(draft, policy, Sampling())
+    drafter = Drafter(draft, policy, sampling)
 
     def seconds_per_token() -> float:
         began = time.perf_counter()

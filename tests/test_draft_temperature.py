@@ -23,11 +23,10 @@ from dsl_train.collect.hindsight import HindsightCollector
 from dsl_train.collect.oracle import OracleCollector
 from dsl_train.collect.shards import collect
 from dsl_train.collect.text import Request
-from dsl_train.features.vector import FeatureView
 from dsl_train.hf.assisted_text import _AtLeastOne
 from dsl_train.loop.drafter import Drafter, as_drafted
 from dsl_train.loop.engine import SpeculativeEngine
-from dsl_train.loop.text import Text
+from dsl_train.loop.text import Text, view_for
 from dsl_train.policies.capped import Capped
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.policies.rules import StaticPolicy
@@ -63,7 +62,7 @@ def pair(tiny_target, tiny_draft):
 )
 def test_the_draft_draws_at_the_temperature_given_or_trained_for(pair, policy, sampling, expected):
     model = CachedModel(pair.draft)
-    view = FeatureView(PROMPT, sampling.temperature) if policy.needs == "features" else None
+    view = view_for(policy, PROMPT, sampling)
     text = Text.begin(PROMPT, 8, model.context, frozenset(), torch.Generator().manual_seed(0), view)
     block = Drafter(model, policy, sampling).draft_block(text, 2)
     model.reset()

@@ -40,6 +40,12 @@ class Policy(Protocol):
         """Forget whatever belongs to one text; keep what a baseline is defined to keep across texts."""
 
 
+def draft_temperature_of(policy: Policy, temperature: float) -> float:
+    """:meth:`Policy.draft_temperature`, which a policy that is no subclass may do without."""
+    known = getattr(policy, "draft_temperature", None)
+    return known(temperature) if known else temperature
+
+
 def tell_times(
     policy: Policy, num_drafted: int, draft_seconds: float, verify_seconds: float, round_seconds: float
 ) -> None:

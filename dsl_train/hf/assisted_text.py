@@ -8,12 +8,11 @@ import time
 import torch
 from transformers import LogitsProcessor
 
-from dsl_train.base.policy import Needs, Policy, tell_times
+from dsl_train.base.policy import Needs, Policy, draft_temperature_of, tell_times
 from dsl_train.base.records import DraftStep, Round
 from dsl_train.base.sampling import Sampling
-from dsl_train.features.vector import FeatureView
 from dsl_train.loop.drafter import Drafter
-from dsl_train.loop.text import Text
+from dsl_train.loop.text import Text, view_for
 from dsl_train.loop.verify import compare
 from dsl_train.runners.processed import ProcessedModel
 
@@ -66,7 +65,7 @@ class AssistedText:
         return list(block.token_ids), tuple(block.probs.log()[:, None])
 
     def _begin(self, tokens: list[int]) -> None:
-        view = FeatureView(tokens, self.sampling.temperature) if self.policy.needs == "features" else None
+        view = view_for(self.policy, tokens, self.sampling)
         self._text = Text(tokens, len(tokens), _NO_END, self._eos_token_ids, self._generator, view)
         self._drafted, self._asked = (), _AtLeastOne(self.policy)
         self._drafter = Drafter(self.draft_model, self._asked, self.sampling)
@@ -133,8 +132,7 @@ class _AtLeastOne(Policy):
         return self._wanted and self.policy.wants_another(step)
 
     def draft_temperature(self, temperature: float) -> float:
-        known = getattr(self.policy, "draft_temperature", None)
-        return known(temperature) if known else temperature
+        return draft_temperature_of(self.policy, temperature)
 
     def observe(self, finished: Round) -> None:
         self.policy.observe(finished)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dsl_train.base.policy import WITHOUT_ENTROPY, Policy
+from dsl_train.base.policy import WITHOUT_ENTROPY, Policy, draft_temperature_of
 from dsl_train.base.records import DraftPrimitives, DraftStep, no_features
 from dsl_train.base.sampling import Sampling, draw, most_likely
 from dsl_train.features.primitives import read_draft, read_drawn
@@ -24,11 +24,9 @@ class DraftBlock:
 
 
 def as_drafted(sampling: Sampling, policy: Policy) -> Sampling:
-    """What the draft draws with: at the temperature given for it, else at the one that the policy was trained for. A
-    policy that is no subclass need not know one."""
-    known = getattr(policy, "draft_temperature", None)
-    if not sampling.greedy and sampling.draft_temperature is None and known:
-        sampling = replace(sampling, draft_temperature=known(sampling.temperature))
+    """What the draft draws with: at the temperature given for it, else at the one that the policy was trained for."""
+    if not sampling.greedy and sampling.draft_temperature is None:
+        sampling = replace(sampling, draft_temperature=draft_temperature_of(policy, sampling.temperature))
     return sampling.of_draft
 
 

@@ -12,10 +12,9 @@ import torch
 from dsl_train.base.policy import Policy, tell_times
 from dsl_train.base.records import GenerationResult, Round
 from dsl_train.base.sampling import Sampling, draw, most_likely
-from dsl_train.features.vector import FeatureView
 from dsl_train.loop.block import Verification, checked
 from dsl_train.loop.drafter import Drafter
-from dsl_train.loop.text import Text
+from dsl_train.loop.text import Text, view_for
 from dsl_train.loop.verify import compare, judge
 from dsl_train.runners.cached import CachedModel
 
@@ -56,9 +55,7 @@ class SpeculativeEngine:
         Raises DslError if the prompt is empty or does not fit the target's context.
         """
         generator = torch.Generator(self.target.device).manual_seed(seed)
-        looked_at = self.policy.needs == "features"
-        view = FeatureView(prompt_token_ids, self.sampling.temperature) if looked_at else None
-        context = self.target.context
+        view, context = view_for(self.policy, prompt_token_ids, self.sampling), self.target.context
         text = Text.begin(prompt_token_ids, max_new_tokens, context, self.eos_token_ids, generator, view)
         self.policy.reset()
         for model in (self.target, self.draft):

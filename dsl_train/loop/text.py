@@ -5,8 +5,15 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dsl_train.base.policy import Policy
 from dsl_train.base.records import DslError, GenerationResult, Round
+from dsl_train.base.sampling import Sampling
 from dsl_train.features.vector import FeatureView
+
+
+def view_for(policy: Policy, prompt_token_ids: Sequence[int], sampling: Sampling) -> FeatureView | None:
+    """What a policy that reads features is shown of a text; None for the others."""
+    return FeatureView(prompt_token_ids, sampling.temperature) if policy.needs == "features" else None
 
 
 @dataclass

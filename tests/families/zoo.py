@@ -243,6 +243,15 @@ _LINEAR = {
     "head_dim": 8,
 }
 _ROUTED = _EXPERTS | {"shared_expert_intermediate_size": 24, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+_INKLING = _ROUTED | {
+    "head_dim": 8,
+    "sliding_window_size": WINDOW,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "d_rel": 4,
+    "rel_extent": 16,
+}
 _MAMBA2 = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -351,32 +360,18 @@ RECURRENT: tuple[Family, ...] = (
     Family(
         "InklingForCausalLM",
         "mixed window over convolutions, experts",
-        _ROUTED
+        _INKLING
         | {
             "layer_types": ["hybrid_sliding", "hybrid"],
             "n_shared_experts": 1,
-            "head_dim": 8,
-            "sliding_window_size": WINDOW,
-            "swa_num_attention_heads": 4,
-            "swa_num_key_value_heads": 2,
-            "swa_head_dim": 8,
-            "d_rel": 4,
-            "rel_extent": 16,
         },
         "InklingTextConfig",
     ),
     Family(
         "Inkling2ForCausalLM",
         "mixed window over convolutions, experts",
-        _ROUTED
+        _INKLING
         | {
-            "head_dim": 8,
-            "sliding_window_size": WINDOW,
-            "swa_num_attention_heads": 4,
-            "swa_num_key_value_heads": 2,
-            "swa_head_dim": 8,
-            "d_rel": 4,
-            "rel_extent": 16,
             "n_layers_per_attn_res_block": 2,
             "unpadded_vocab_size": VOCAB_SIZE,
         },

@@ -133,11 +133,11 @@ class Distillation:
         left = (self.run.minutes - self.minutes) / (self.run.decay_share * self.run.minutes)
         factor = max(0.0, min(1.0, (self.steps + 1) / 100, left))
         ids, predicts = (tensor.to(self.run.device) for tensor in padded(batch))
-        with torch.inference_mode():
+        with torch.no_grad():
             probs = self._logits(self.target, ids, predicts).float().softmax(-1)  # [N, V]
         with self.low:
             logits = self._logits(self.draft, ids, predicts)
-        loss = distillation_loss(logits.float(), probs.clone(), self.run.first_share)
+        loss = distillation_loss(logits.float(), probs, self.run.first_share)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
@@ -188,7 +188,7 @@ class Distillation:
 
 def distillation_loss(logits: torch.Tensor, target_probs: torch.Tensor, first_share: float) -> torch.Tensor:
     """Mean cross-entropy [nats] of a draft's logits [N, V] to the target's probabilities [N, V] over the same tokens,
-    of which `first_share` goes to the most likely one."""
+    of which `first_share` goes to the most likely one. Overwrites the probabilities."""
     first = target_probs.argmax(-1, keepdim=True)
     wanted = target_probs.mul_(1.0 - first_share)
     wanted.scatter_add_(-1, first, torch.full_like(first, first_share, dtype=wanted.dtype))
