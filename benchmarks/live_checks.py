@@ -4,10 +4,11 @@
         --prompts data/prompts/heldout_test.jsonl
 
 Times policies against plain decoding, interleaved, and prints the speedup beside the one that measured costs predict
-for the very rounds made. The predictor knows neither the useless draft nor the perfect one: `learned` believes what it
-was trained on, `learned:adapt` hears what was accepted. With the useless draft it must stop drafting and cost next to
-nothing. The perfect draft costs a target step per token, so at its measured price drafting gains nothing and the rule
-must say so; told that a draft costs --cheap target steps, it must draft up to its cap.
+for the very rounds made. The predictor knows neither the useless draft nor the perfect one: `learned` with given
+thresholds believes what it was trained on, `corrected` hears what was accepted, as in service. With the useless draft
+it must stop drafting and cost next to nothing. The perfect draft costs a target step per token, so at its measured
+price drafting gains nothing and the rule must say so; told that a draft costs --cheap target steps, it must draft up to
+its cap.
 
 With --own FOLDER and --train_prompts both get predictors of their own as well, as a user of such a pair would: traces
 of 60 prompts, trained for four epochs, kept there.
@@ -36,13 +37,14 @@ from dsl_train.bench.statistics import Interval
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.shards import collect
 from dsl_train.pair.loading import Pair
+from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.runners.cached import CachedModel
 from dsl_train.train.config import TrainConfig
 from dsl_train.train.fit import fit
 
 PROMPT_REPEATS = 3
-LEARNED, ADAPTED = "learned", "learned:adapt"
+LEARNED, CORRECTED = "learned", "corrected"
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     names = ("target", "draft", "predictor", "prompts", "num_prompts", "repeats")
-    config = BenchConfig(**{name: getattr(options, name) for name in names}, policies=[LEARNED, ADAPTED])
+    config = BenchConfig(**{name: getattr(options, name) for name in names}, policies=[LEARNED])
     pair = open_pair(config)
     predictor = open_predictor(config, pair)
     useless, perfect = replace(pair, draft=random_weights(pair)), replace(pair, draft=pair.target)
     checks: list[Check] = []
     cases: list[tuple[str, Pair, Predictor, float | None, tuple[str, ...]]] = [
-        ("trained", pair, predictor, None, ("static:0", "static:2", "static:4", "cumulative:0.4,5", LEARNED, ADAPTED)),
-        ("useless", useless, predictor, None, (LEARNED, ADAPTED)),
-        ("perfect", perfect, predictor, None, (LEARNED, ADAPTED)),
-        ("perfect", perfect, predictor, options.cheap, (LEARNED, ADAPTED)),
+        ("trained", pair, predictor, None, ("static:0", "static:2", "static:4", "cumulative", LEARNED, CORRECTED)),
+        ("useless", useless, predictor, None, (LEARNED, CORRECTED)),
+        ("perfect", perfect, predictor, None, (LEARNED, CORRECTED)),
+        ("perfect", perfect, predictor, options.cheap, (LEARNED, CORRECTED)),
     ]
     if options.own:
         for_useless, for_perfect = (
@@ -137,7 +139,11 @@ def random_weights(pair: Pair) -> torch.nn.Module:
 
 
 def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequence[str]) -> Iterator[Check]:
-    contenders = {policy: contender(policy, setup) for policy in (AUTOREGRESSIVE, *policies)}
+    contenders = {policy: contender(policy, setup) for policy in (AUTOREGRESSIVE, *policies) if policy != CORRECTED}
+    if CORRECTED in policies:
+        assert setup.predictor is not None
+        assert setup.rule is not None
+        contenders[CORRECTED] = contender(LearnedPolicy(setup.predictor, setup.rule, corrected=True), setup)
     runs = time_all(contenders, [ids for _, ids in setup.prompts], setup.config.repeats)
     rates = {policy: pool(of_policy) for policy, of_policy in runs.items()}
     counts = statistics.draws(len(setup.prompts))
@@ -146,7 +152,7 @@ def run(name: str, setup: Setup, cost: CostProfile, c_eff: float, policies: Sequ
     )
     for policy in policies:
         rounds = [r for result in chain(*runs[policy]) for r in result.rounds]
-        stats, price = AcceptanceStats.of(rounds), price_of(policy, cost)
+        stats, price = AcceptanceStats.of(rounds), price_of(LEARNED if policy == CORRECTED else policy, cost)
         plain = target_prompts + stats.num_committed_tokens * price.round_base
         drafting = draft_prompts if stats.num_draft_tokens else 0.0
         own = target_prompts + drafting + sum(price.round_seconds(len(r.drafted)) for r in rounds)

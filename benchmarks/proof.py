@@ -36,6 +36,7 @@ from dsl_train.bench.tuned import replay_spec
 from dsl_train.features import entries
 from dsl_train.pair.loading import load_pair
 from dsl_train.pair.prompt import typical_runners
+from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.replay import rounds as replay
@@ -45,7 +46,7 @@ from dsl_train.traces import decisions
 from dsl_train.traces.decisions import Decisions
 from dsl_train.traces.store import open_traces
 
-LEARNED, ADAPTED, STATIC = "learned", "learned:adapt", "static"
+LEARNED, CORRECTED, STATIC = "learned", "learned, corrected", "static"
 OWN_SIGNALS = "specdec++:draft"
 ORACLE_PLUS, CEILING, CLAIRVOYANT = "oracle+", "ceiling", "clairvoyant"
 #: A long profile: where rules differ by a percent, so may two of the usual three seconds.
@@ -102,7 +103,7 @@ class Contest:
     @property
     def best_rule(self) -> Row:
         """The fastest of all that a user could pick instead."""
-        return next(row for row in self.rows if row.rule not in (LEARNED, ADAPTED, CEILING, CLAIRVOYANT, *BOUNDS))
+        return next(row for row in self.rows if row.rule not in (LEARNED, CORRECTED, CEILING, CLAIRVOYANT, *BOUNDS))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -179,14 +180,17 @@ def contest(
         rule = rule_at(price, predictor.threshold)
         results = {
             (LEARNED, LEARNED): replay.replay_survival(test, survival, rule),
-            (ADAPTED, ADAPTED): replay.replay_policy(test, make_policy(ADAPTED, predictor, rule)),
+            (CORRECTED, CORRECTED): replay.replay_policy(test, LearnedPolicy(predictor, rule, corrected=True)),
             **{(rule_name, best.spec): replay_spec(test, best.spec) for rule_name, best in tuned.items()},
             **{(spec, spec): result for spec, result in published.items()},
             **{(bound, bound): result for bound, result in bounds.items()},
         }
         for ceiling in (CEILING, CLAIRVOYANT) if sampled else ():
             results[ceiling, ceiling] = replay_ceiling(test, ceiling, price_of(ceiling, price))
-        rates = {key: by_prompt(result, price_of(key[0], price)) for key, result in results.items()}
+        rates = {
+            key: by_prompt(result, price_of(LEARNED if key[0] == CORRECTED else key[0], price))
+            for key, result in results.items()
+        }
         static, learned = rates[STATIC, tuned[STATIC].spec], rates[LEARNED, LEARNED]
         brute, gain = brute_force(test, survival, price, learned)
         yield Contest(

@@ -6,7 +6,7 @@
 
 Each domain is a name, the predictor trained on its prompts, and traces of other prompts of it. For every pair of
 predictor and texts: speed at each price, compared with the texts' own predictor; what the online correction
-(`learned:adapt`) adds, and what the best shift and slope of the logit would, fitted on the test texts themselves in
+adds, and what the best shift and slope of the logit would, fitted on the test texts themselves in
 hindsight. Prompts that both domains' test traces share are counted in both. Writes transfer.json and transfer.md.
 """
 
@@ -22,7 +22,7 @@ from dsl_train.base import files
 from dsl_train.bench import statistics
 from dsl_train.bench.replay import by_prompt
 from dsl_train.bench.statistics import Interval, Rates
-from dsl_train.policies.registry import make_policy
+from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.replay import rounds as replay
 from dsl_train.traces import decisions
@@ -48,7 +48,7 @@ class Cell:
     vs_own: Interval
     """Over the predictor trained on texts of this kind."""
     adapted: Interval
-    """What `learned:adapt` reaches, over the predictor as it is."""
+    """What the online correction reaches, over the predictor as it is."""
     hindsight: Interval
     """What the best shift and slope reach, over the predictor as it is."""
     exhausted_share: float
@@ -88,7 +88,7 @@ def at_price(domain: str, test: Decisions, predictors: dict[str, Predictor], c: 
     static = best_static(test, c)
     for name, predictor in predictors.items():
         threshold = predictor.threshold(c)
-        policy = make_policy("learned:adapt", predictor, threshold)
+        policy = LearnedPolicy(predictor, threshold, corrected=True)
         adapted = by_prompt(replay.replay_policy(test, policy), c)
         fitted = by_prompt(replay.replay_survival(test, in_hindsight(survivals[name], test), threshold), c)
         yield Cell(
@@ -122,7 +122,7 @@ def in_hindsight(survival: np.ndarray, test: Decisions) -> np.ndarray:
 def markdown(cells: Sequence[Cell]) -> str:
     lines = [
         "| tested on | trained on | c | calibration error | tokens per target step | over best constant | "
-        "over its own predictor | adapt adds | best shift and slope in hindsight |",
+        "over its own predictor | correction adds | best shift and slope in hindsight |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:

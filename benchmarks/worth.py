@@ -27,14 +27,11 @@ from dsl_train.bench.replay import by_prompt
 from dsl_train.bench.setup import Setup
 from dsl_train.costs.online import OnlineCosts
 from dsl_train.features.entries import FEATURES
-from dsl_train.loop.engine import SpeculativeEngine
-from dsl_train.pair.prompt import begin
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.policies.resting import Resting
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.replay.rounds import replay_survival
 from dsl_train.runners import llama
-from dsl_train.runners.cached import CachedModel
 from dsl_train.runners.compiled import warm_up
 from dsl_train.traces import decisions
 from dsl_train.traces.decisions import Decisions
@@ -111,39 +108,32 @@ def variants(setup: Setup, learned: Generate, compiled: bool) -> dict[str, Gener
     found = {
         LEARNED: learned,
         "the target alone": contender(AUTOREGRESSIVE, setup),
-        "costs fixed after the first prompts": with_policy(setup, LearnedPolicy(setup.predictor, rule)),
-        "and one threshold for all positions": with_policy(setup, LearnedPolicy(setup.predictor, flat)),
-        "corrected online (adapt)": with_policy(setup, learned_policy(setup, adapt=True)),
-        "never at rest": with_policy(setup, awake(learned_policy(setup))),
+        "costs fixed after the first prompts": contender(LearnedPolicy(setup.predictor, rule), setup),
+        "and one threshold for all positions": contender(LearnedPolicy(setup.predictor, flat), setup),
+        "not corrected by what is accepted": contender(learned_policy(setup, corrected=False), setup),
+        "never at rest": contender(awake(learned_policy(setup)), setup),
         "rules that look at nothing: static:2": contender("static:2", setup),
         "rules that look at nothing: heuristic": contender("heuristic", setup),
         "the draft's confidence alone": contender("confidence", setup),
     }
     with without_own_layers():
-        found["transformers' forward"] = with_policy(setup, learned_policy(setup))
+        found["transformers' forward"] = contender(learned_policy(setup), setup)
     if compiled:
         seconds = warm_up(setup.pair.target, setup.pair.draft)
-        found[f"compiled ({seconds:.0f} s before)"] = with_policy(setup, learned_policy(setup))
+        found[f"compiled ({seconds:.0f} s before)"] = contender(learned_policy(setup), setup)
     return found
 
 
-def learned_policy(setup: Setup, adapt: bool = False) -> LearnedPolicy:
+def learned_policy(setup: Setup, corrected: bool = True) -> LearnedPolicy:
     """With costs of its own, which begin with what is known so far."""
     assert setup.predictor is not None
     assert setup.costs is not None
-    return LearnedPolicy(setup.predictor, OnlineCosts(setup.costs.profile), adapt=adapt)
+    return LearnedPolicy(setup.predictor, OnlineCosts(setup.costs.profile), corrected=corrected)
 
 
 def awake(policy: LearnedPolicy) -> LearnedPolicy:
     policy._resting = Awake()
     return policy
-
-
-def with_policy(setup: Setup, policy: LearnedPolicy) -> Generate:
-    target, draft = CachedModel(setup.pair.target), CachedModel(setup.pair.draft)
-    engine = SpeculativeEngine(target, draft, policy, setup.config.sampling, setup.pair.eos_token_ids)
-    length = setup.config.max_new_tokens
-    return lambda prompt, seed: engine.generate(begin(prompt, target, draft), length, seed)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """The online correction of the survival estimate: what it learns, from what, and that it changes no text."""
 
 import numpy as np
-import pytest
 from test_learned_policy import StubPredictor, step
 from tiny_traces import make_traces
 
-from dsl_train.base.cost import StopRule
-from dsl_train.base.records import DslError, Round
+from dsl_train.base.cost import CostProfile, StopRule
+from dsl_train.base.records import Round
+from dsl_train.costs.online import FIRST_LOOKAHEADS, OnlineCosts
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.policies.online import OnlineShift, moved
 from dsl_train.policies.registry import make_policy
@@ -18,6 +18,10 @@ class Sure:
     """Always the same survival."""
 
     max_lookahead = 16
+
+    @staticmethod
+    def threshold(c: float) -> float:
+        return c
 
     def __init__(self, survival: float) -> None:
         self._survival = survival
@@ -31,7 +35,7 @@ def finished(num_drafted: int, num_accepted: int) -> Round:
 
 
 def test_drafts_that_never_survive_end_the_drafting_and_it_is_tried_again_later():
-    policy = LearnedPolicy(StubPredictor(), threshold=0.5, adapt=True)
+    policy = LearnedPolicy(StubPredictor(), threshold=0.5, corrected=True)
     drafted = []
     for _ in range(2000):
         drafted.append(policy.wants_another(step(0.9)))
@@ -42,7 +46,7 @@ def test_drafts_that_never_survive_end_the_drafting_and_it_is_tried_again_later(
 
 
 def test_drafts_that_always_survive_are_trusted_further():
-    policy = LearnedPolicy(StubPredictor(), threshold=0.5, adapt=True)
+    policy = LearnedPolicy(StubPredictor(), threshold=0.5, corrected=True)
     assert not policy.wants_another(step(0.4))
     policy.observe(finished(0, 0))
     for _ in range(200):
@@ -85,14 +89,14 @@ def test_replay_of_the_corrected_policy_corrects_as_well():
     never = build(make_traces(*["r" * 60] * 8, tail=15))
     predictor, rule = Sure(0.9), StopRule.of(0.5)
     plain = replay_survival(never, np.full(len(never), 0.9), rule)
-    corrected = replay_policy(never, make_policy("learned:adapt", predictor, rule))
+    corrected = replay_policy(never, LearnedPolicy(predictor, rule, corrected=True))
     assert plain.mean_lookahead > 10
     assert corrected.mean_lookahead < 2
     assert corrected.num_tokens == plain.num_tokens
 
 
 def test_what_was_learned_outlives_a_text():
-    policy = LearnedPolicy(StubPredictor(), threshold=0.5, adapt=True)
+    policy = LearnedPolicy(StubPredictor(), threshold=0.5, corrected=True)
     policy.wants_another(step(0.9))
     policy.observe(finished(1, 0))
     moved_rule = policy.rule
@@ -100,7 +104,11 @@ def test_what_was_learned_outlives_a_text():
     assert policy.rule == moved_rule != policy.given_rule
 
 
-def test_only_the_learned_policy_adapts():
-    assert make_policy("learned:adapt", StubPredictor(), 0.5).name == "learned:adapt"
-    with pytest.raises(DslError, match="no arguments but `adapt`"):
-        make_policy("learned:often", StubPredictor(), 0.5)
+def test_thresholds_that_were_given_stay_and_those_that_follow_costs_are_corrected():
+    costs = OnlineCosts(CostProfile(0.1, 1.0))
+    costs.num_rounds = len(FIRST_LOOKAHEADS)  # the first ones draft what makes costs known
+    for threshold, is_corrected in ((0.5, False), (StopRule.of(0.5), False), (costs, True)):
+        policy = make_policy("learned", Sure(0.9), threshold)
+        policy.wants_another(step(0.9))
+        policy.observe(finished(1, 0))
+        assert (policy.rule != policy.given_rule) == is_corrected

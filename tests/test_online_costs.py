@@ -172,9 +172,9 @@ def test_a_loop_that_times_nothing_is_told_to_try_nothing():
         assert not policy.wants_another(step(0.1))
 
 
-def test_a_rule_that_adapts_shifts_the_thresholds_of_the_costs_of_now():
+def test_a_corrected_rule_shifts_the_thresholds_of_the_costs_of_now():
     costs = OnlineCosts(CostProfile(0.1, 1.0))
-    policy = LearnedPolicy(Predictor(), costs, adapt=True)
+    policy = LearnedPolicy(Predictor(), costs)
     policy._shift.shift = 0.8
     before = policy.given_rule
     for number in range(3 * BLOCK):

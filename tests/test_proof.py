@@ -47,7 +47,7 @@ def test_every_rule_is_tuned_and_told_at_every_price(document):
     assert contests[0]["c"] == pytest.approx(COST.c_eff)
     for held in contests:
         rules = [row["rule"] for row in held["rows"]]
-        assert set(rules) == {*TUNED, *AS_PUBLISHED, "learned", "learned:adapt", "oracle", "oracle+"}
+        assert set(rules) == {*TUNED, *AS_PUBLISHED, "learned", "learned, corrected", "oracle", "oracle+"}
         assert held["num_prompts"] == 8
         rates = {row["rule"]: row["rate"]["estimate"] for row in held["rows"]}
         assert rates["oracle"] == max(rates.values())

@@ -146,9 +146,9 @@ def test_features_read_now_and_then_are_those_of_the_traces(live_pair, live_deci
         np.testing.assert_allclose(vector, replayed.seen[place], rtol=0, atol=2e-5)
 
 
-def test_the_rule_that_adapts_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):
+def test_the_corrected_rule_makes_live_the_rounds_of_its_replay(live_pair, live_decisions):
     rule = StopRule.of(0.02)
-    live, replayed = (LearnedPolicy(LongTextPredictor(), rule, adapt=True) for _ in range(2))
+    live, replayed = (LearnedPolicy(LongTextPredictor(), rule, corrected=True) for _ in range(2))
     expected = replay_policy(live_decisions, replayed)
     assert run_live(live_pair, live_decisions, live) == expected.rounds
     assert replayed.rule != rule

@@ -63,7 +63,6 @@ def generate(
     *,
     predictor: Predictor | str | Path | None = None,
     policy: str = "learned",
-    adapt: bool = False,
     threshold: float | None = None,
     max_lookahead: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -79,22 +78,19 @@ def generate(
     """Continue `prompt`, or answer it if the pair has encoders, with exactly the target's tokens (greedy) or
     distribution (temperature > 0).
 
-    `predictor` defaults to the one shipped in the draft's `dsl` folder; `policy` to the learned one, which
-    learns what a draft token costs here and sets its own threshold; `adapt` corrects it by what was accepted, which
-    one text is short for. `on_text` receives the text as it grows. `compile` takes a minute before the first token and
-    makes every later one quicker (`compiled.py`), until the process ends. `verification` judges sampled blocks as a
-    whole or token by token: the same law, other texts (docs/sampling.md). For many prompts build a
-    :class:`Speculator` once.
+    `predictor` defaults to the one shipped in the draft's `dsl` folder; `policy` to the learned one, which learns what
+    a draft token costs here and what is accepted, and sets its own threshold. `on_text` receives the text as it grows.
+    `compile` takes a minute before the first token and makes every later one quicker (`compiled.py`), until the process
+    ends. `verification` judges sampled blocks as a whole or token by token: the same law, other texts
+    (docs/sampling.md). For many prompts build a :class:`Speculator` once.
 
     The target's `generation_config` is honoured where it changes probabilities (repetition penalty, forbidden or forced
     tokens, least length, min_p, ...). Length, temperature, top_k and top_p are this call's alone. Raises DslError for
     other ways to generate that it asks for, beams and stop strings among them.
     """
     sampling = Sampling(temperature, top_k, top_p)  # before anything is loaded
-    spec = f"{policy}:adapt" if adapt else policy
-    speculator = Speculator(
-        as_pair(target, draft, tokenizer), spec, predictor, threshold, max_lookahead, compile, verification=verification
-    )
+    pair = as_pair(target, draft, tokenizer)
+    speculator = Speculator(pair, policy, predictor, threshold, max_lookahead, compile, verification=verification)
     return speculator.generate(prompt, sampling, max_new_tokens, seed, on_text=on_text)
 
 
@@ -113,7 +109,7 @@ class Speculator:
         verification: Verification = "block",
     ) -> None:
         """Given a `threshold`, or `costs` that it follows from, the learned policy times nothing, and its rounds are
-        reproducible; else it follows the costs that it meets."""
+        reproducible; else it follows the costs that it meets and what is accepted."""
         self.pair, self._lock, self.verification = pair, threading.Lock(), checked(verification)
         self.warm_up_seconds = warm_up(pair.target, pair.draft) if compile else 0.0
         self.target, self.draft = runner_of(pair.target), runner_of(pair.draft)

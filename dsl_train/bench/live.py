@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dsl_train.base.cost import CostProfile
+from dsl_train.base.policy import Policy
 from dsl_train.base.records import AcceptanceStats, DslError, GenerationResult
 from dsl_train.bench import statistics
 from dsl_train.bench.config import ASSISTED, AUTOREGRESSIVE, TRANSFORMERS, BenchConfig
@@ -175,9 +176,11 @@ def _summarise(group: str, results: Results, seed: int, best_static: str | None 
     return GroupResult(group, num_prompts, policies, fastest)
 
 
-def contender(name: str, setup: Setup, target: CachedModel | None = None, draft: CachedModel | None = None) -> Generate:
-    """How `name` continues a prompt, with caches of its own unless given. Raises DslError for an unknown policy, or a
-    learned one without predictor."""
+def contender(
+    name: str | Policy, setup: Setup, target: CachedModel | None = None, draft: CachedModel | None = None
+) -> Generate:
+    """How `name`, or a policy made for this, continues a prompt, with caches of its own unless given. Raises DslError
+    for an unknown policy, or a learned one without predictor."""
     pair, sampling, max_new_tokens = setup.pair, setup.config.sampling, setup.config.max_new_tokens
     if name in (TRANSFORMERS, ASSISTED):
         return hf_generate(pair, sampling, max_new_tokens, pair.draft if name == ASSISTED else None)
@@ -185,7 +188,8 @@ def contender(name: str, setup: Setup, target: CachedModel | None = None, draft:
     if name == AUTOREGRESSIVE:
         return lambda prompt, seed: autoregressive(target, begin(prompt, target), max_new_tokens, sampling, eos, seed)
     draft = draft or runner_of(pair.draft)
-    engine = SpeculativeEngine(target, draft, setup.policy(name), sampling, eos, setup.config.verification)
+    policy = setup.policy(name) if isinstance(name, str) else name
+    engine = SpeculativeEngine(target, draft, policy, sampling, eos, setup.config.verification)
     return lambda prompt, seed: engine.generate(begin(prompt, target, draft), max_new_tokens, seed)
 
 

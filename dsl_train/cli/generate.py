@@ -35,8 +35,6 @@ class GenerateConfig:
     policy: str = "learned"
     """Who decides the lookahead: learned, static:K, heuristic, confidence[:THRESHOLD,CAP], ...; static:0 drafts
     nothing."""
-    adapt: bool = False
-    """Correct the learned policy while generating, by what was accepted: for a draft or texts it was not trained on."""
     threshold: float | None = None
     """Survival probability above which the learned policy drafts another token. Default: from measured costs."""
     max_lookahead: int | None = None
@@ -114,9 +112,8 @@ def _execute(config: GenerateConfig) -> Generated:
         torch.set_num_threads(config.num_threads)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.draft_temperature)
     pair = load_pair(config.target, config.draft, config.dtype, config.device)
-    policy = f"{config.policy}:adapt" if config.adapt else config.policy
     speculator = Speculator(
-        *(pair, policy, config.predictor, config.threshold, config.max_lookahead, config.compile),
+        *(pair, config.policy, config.predictor, config.threshold, config.max_lookahead, config.compile),
         verification=config.verification,
     )
     writer = Writer(speculator, sampling, config.max_new_tokens, config.seed, config.show_lookahead)

@@ -14,16 +14,14 @@ if TYPE_CHECKING:
     from dsl_train.predictor.runtime import Predictor
 
 
-@register(
-    "learned", "the trained predictor, with the threshold that pays here; learned:adapt corrects it while generating"
-)
+@register("learned", "the trained predictor, with the threshold that pays here, corrected by what is accepted")
 class LearnedPolicy(Policy):
     """Another iff survival > threshold.
 
     Given thresholds stay as they are, and rounds are reproducible. Given `OnlineCosts`, rounds are timed, and the
-    thresholds follow what drafting and verifying cost; now and then a round drafts what makes those costs known. With
-    `adapt` the thresholds are also shifted by what was accepted, from text to text. While a draft proves useless the
-    policy rests: it wants no token, so the engine does not even ask.
+    thresholds follow what drafting and verifying cost; now and then a round drafts what makes those costs known. They
+    are also shifted by what was accepted, from text to text (`corrected` says otherwise). While a draft proves useless
+    the policy rests: it wants no token, so the engine does not even ask.
     """
 
     needs: Needs = "features"  # of the class; of one that never drafts, "position"
@@ -33,17 +31,17 @@ class LearnedPolicy(Policy):
         predictor: "Predictor",
         threshold: float | StopRule | OnlineCosts,
         max_lookahead: int | None = None,
-        adapt: bool = False,
+        corrected: bool | None = None,
     ) -> None:
-        self.name = "learned:adapt" if adapt else "learned"
+        self.name = "learned"
         self.predictor = predictor
         self._cap = predictor.max_lookahead if max_lookahead is None else max_lookahead
         self.last_survival: float | None = None
         """The latest answer of the predictor, for display."""
         self._resting = Resting()
-        self._shift = OnlineShift() if adapt else None
         self._survivals: list[float] = []  # that wanted this round's tokens
         self._online = threshold if isinstance(threshold, OnlineCosts) else None
+        self._shift = OnlineShift() if (self._online is not None if corrected is None else corrected) else None
         self._drafted_last = False  # whether the draft has but its own last tokens to read
         if isinstance(threshold, OnlineCosts):
             self._price(threshold.profile)

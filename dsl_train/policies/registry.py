@@ -66,14 +66,14 @@ def _split(listed: str) -> list[str]:
 
 
 def _learned(spec: str, arguments: list[str], predictor: "Predictor | None", threshold: Threshold | None) -> Policy:
-    if arguments not in ([], ["adapt"]):
-        raise DslError(f"policy {spec!r}: the learned policy has no arguments but `adapt`, as in learned:adapt")
+    if arguments:
+        raise DslError(f"policy {spec!r}: the learned policy has no arguments; write learned")
     if predictor is None or threshold is None:
         missing = "predictor" if predictor is None else "threshold"
         raise DslError(
             f"policy 'learned' has no {missing}; train a predictor with dsl-train and name it by --predictor"
         )
-    return RULES["learned"].policy(predictor, threshold, adapt=bool(arguments))
+    return RULES["learned"].policy(predictor, threshold)
 
 
 def _parse(spec: str, name: str, arguments: list[str]) -> list[int | float | str]:
