@@ -4,7 +4,8 @@
         --prompts PROMPTS.jsonl --by category --num_prompts 2 --tune_on data/prompts/chat_test.jsonl
 
 `generate` of transformers, its assisted generation at its defaults and at the best of a few settings tried on other
-prompts, prompt lookup, and our rule in transformers' loop (`attach`); our loop without a draft, with constant
+prompts, prompt lookup, and our rule in transformers' loop (`attach`); with --gguf, for orientation, llama.cpp on a
+quantized file of the same target; our loop without a draft, with constant
 lookaheads (ratios are to the best on other prompts, and to the best on these), the heuristic, the confidence rule and
 the learned one, with --compile the same compiled. Each loop learns costs of its own. Repeats are
 interleaved; a rate is all tokens by all seconds of each prompt's median repeat; ratios are paired by prompt, brackets
@@ -41,7 +42,7 @@ LEARNED, TUNED, LOOKUP, ATTACHED = (
     "transformers-prompt-lookup",
     "transformers-attached",
 )
-COMPILED = "compiled "
+COMPILED, LLAMA_CPP = "compiled ", "llama.cpp"
 STATICS = ("static:1", "static:2", "static:3", "static:4")
 RULES = ("heuristic", "confidence", LEARNED)
 #: Tried for transformers' assisted generation: so many tokens a round, or up to 20 while the draft is that sure.
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_threads=args.threads,
         policies=[LEARNED],
     )
-    rows = compare_pair(Setup.of(config), args.tune_on, args.compile)
+    rows = compare_pair(Setup.of(config), args.tune_on, args.compile, args.gguf)
     if args.output:
         described = {"argv": vars(args), "versions": files.software_versions(), "threads": torch.get_num_threads()}
         files.write_json(Path(args.output), {**described, "rows": [asdict(row) for row in rows]})
@@ -102,6 +103,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="the compiled forwards too")
+    parser.add_argument("--gguf", type=Path, help="the same target as a GGUF file, for llama.cpp; needs xllamacpp")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="threads of torch")
@@ -109,7 +111,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def compare_pair(setup: Setup, tune_on: str, compiled: bool) -> list[Row]:
+def compare_pair(setup: Setup, tune_on: str, compiled: bool, gguf: Path | None) -> list[Row]:
     config, pair = setup.config, setup.pair
     in_loop = (AUTOREGRESSIVE, *STATICS, *RULES)
     contenders = {name: contender(name, setup) for name in (*in_loop, TRANSFORMERS, ASSISTED)}
@@ -127,6 +129,11 @@ def compare_pair(setup: Setup, tune_on: str, compiled: bool) -> list[Row]:
         TUNED: told(settings),
         LOOKUP: f"{LOOKUP_TOKENS} tokens",
     }
+    if gguf:
+        from peer_llama_cpp import llama_cpp_generate
+
+        contenders[LLAMA_CPP] = llama_cpp_generate(gguf, length)
+        contenders[f"{LLAMA_CPP}-ngrams"] = llama_cpp_generate(gguf, length, ngrams=True)
     if compiled:
         seconds = warm_up(pair.target, pair.draft)
         contenders |= {COMPILED + name: contender(name, own_costs(setup)) for name in in_loop}
