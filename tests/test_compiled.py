@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 from conftest import make_model, perturb
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from dsl_train.base.sampling import Sampling
 from dsl_train.features.primitives import read_draft
@@ -154,3 +154,19 @@ def test_choices_and_primitives_are_those_of_the_logits(pairs):
         assert (ids, found.token_id) == (expected_ids, expected.token_id)
         assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-5)
         assert found.token_log_prob == pytest.approx(expected.token_log_prob, abs=1e-5)
+
+
+def test_a_narrow_head_and_normalised_heads_are_compiled_as_they_are():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=64, num_key_value_heads=2, head_dim=8, initializer_range=0.3, **shape)
+    ).eval()
+    model.config.draft_head_tokens = 40
+    fast = deepcopy(model)
+    compiled.warm_up(fast, fast, backend="aot_eager")
+    plain, found = CachedModel(model), CachedModel(fast)
+    assert isinstance(found._decoder, CompiledDecoder)
+    for length, keep in ((8, 1), (9, 1), (12, 3)):
+        text = [*PROMPT, 4, 5, 6, 7][:length]
+        torch.testing.assert_close(found.logits(text, keep), plain.logits(text, keep), rtol=1e-4, atol=1e-4)

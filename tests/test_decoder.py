@@ -143,9 +143,9 @@ def test_matrices_laid_side_by_side_stay_the_models_own_trainable_and_savable(tm
     model, tokens = make(DIRECT["qwen2"]), torch.tensor([text(9)])
     untouched, inputs = make(DIRECT["qwen2"]), {"input_ids": tokens, "labels": tokens}
     first, second = DirectDecoder(model), DirectDecoder(model)
-    assert first._joined[0].gate_up.weight.data_ptr() == second._joined[0].gate_up.weight.data_ptr()
+    assert first.layers[0].gate_up.weight.data_ptr() == second.layers[0].gate_up.weight.data_ptr()
     attention = model.model.layers[1].self_attn
-    assert first._joined[1].query_key_value.bias[32:48].data_ptr() == attention.k_proj.bias.data_ptr()
+    assert first.layers[1].query_key_value.bias[32:48].data_ptr() == attention.k_proj.bias.data_ptr()
     for each in (model, untouched):
         each(**inputs).loss.backward()
     for name, weight in untouched.named_parameters():

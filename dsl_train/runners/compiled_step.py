@@ -1,9 +1,9 @@
-"""The forward that is compiled: Llama's layers over buffers that stay where they are, written for torch.compile.
+"""The forward that is compiled: Llama's layers over buffers that stay where they are.
 
-Up to NARROW rows it is written out for fusion, and each weight is read once for all rows; above, it calls the library's
-kernels. A narrow forward waits for its weights: where bfloat16 holds them exactly, as it does those of most published
-models, they are read in bfloat16 and multiplied in float32, the same numbers for half the traffic. Letters: T tokens
-fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
+Up to NARROW rows its matrices and its attention are written out for fusion, and each weight is read once for all rows;
+above, they call the library's kernels. A narrow forward waits for its weights: where bfloat16 holds them exactly, as it
+does those of most published models, they are read in bfloat16 and multiplied in float32, the same numbers for half the
+traffic. Letters: T tokens fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -11,15 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from dsl_train.runners.llama import DirectDecoder
+from dsl_train.runners.llama import Head, Layer, Linear, LlamaLayers, layer_forward, normalise
 
 NARROW = 17  # beyond, the library's products of matrices are faster
 
 
-class Linear(NamedTuple):
-    weight: torch.Tensor  # [out, in]
-    bias: torch.Tensor | None
-
+class FusedLinear(Linear):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, in] -> [T, out]
         if len(x) > NARROW:
             return functional.linear(x, self.weight, self.bias)
@@ -29,60 +26,28 @@ class Linear(NamedTuple):
         return product if self.bias is None else product + self.bias
 
 
-class Layer(NamedTuple):
-    attention_norm: torch.Tensor
-    query_key_value: Linear
-    query_norm: torch.Tensor | None  # [D]; Qwen3
-    key_norm: torch.Tensor | None
-    output: Linear
-    mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
-
-
 class Network(NamedTuple):
     embedding: torch.Tensor
     layers: list[Layer]
     norm: torch.Tensor
-    head: Linear
+    head: Head
     eps: float
 
+    @classmethod
+    def of(cls, own: LlamaLayers, compact: bool = False) -> "Network":
+        """A model's own weights. With `compact` each matrix in half the memory if that holds it exactly, for narrow
+        forwards."""
 
-class Weights(DirectDecoder):
-    """A model's own weights, as the forward wants them."""
-
-    def network(self, compact: bool = False) -> Network:
-        """With `compact` each matrix in half the memory if that holds it exactly, for narrow forwards."""
-
-        def matrix(module: Any) -> Linear:
-            weight, bias = module.weight.detach(), _detached(module.bias)
+        def detached(part: Any) -> Any:
+            if not isinstance(part, Linear):
+                return None if part is None else part.detach()
+            weight, bias = map(detached, part)
             small = weight.to(torch.bfloat16) if compact else weight
-            return Linear(small if torch.equal(small.to(weight.dtype), weight) else weight, bias)
+            return FusedLinear(small if torch.equal(small.to(weight.dtype), weight) else weight, bias)
 
-        layers = [
-            Layer(
-                attention_norm=layer.attention_norm.detach(),
-                query_key_value=matrix(joined.query_key_value),
-                query_norm=_detached(layer.query_norm),
-                key_norm=_detached(layer.key_norm),
-                output=matrix(layer.output),
-                mlp_norm=layer.mlp_norm.detach(),
-                gate_up=matrix(joined.gate_up),
-                down=matrix(layer.down),
-            )
-            for layer, joined in zip(self.layers, self._joined, strict=True)
-        ]
-        return Network(self.embedding.detach(), layers, self.norm.detach(), matrix(self.head.rows), self.eps)
-
-    def angles(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines by position, [capacity, D] each; the first half of D has its sines' sign turned."""
-        cosines, sines = (table[0] for table in self._rope(self.embedding, torch.arange(capacity)[None]))
-        sines[:, : self.head_size // 2].neg_()
-        return cosines, sines
-
-
-def _detached(weight: torch.Tensor | None) -> torch.Tensor | None:
-    return None if weight is None else weight.detach()
+        layers = [Layer(*map(detached, layer)) for layer in own.layers]
+        head = Head(detached(own.head.rows), own.head.vocab_size)
+        return cls(own.embedding.detach(), layers, own.norm.detach(), head, own.eps)
 
 
 class Buffers(NamedTuple):
@@ -105,8 +70,8 @@ def forward(
     mask = torch.where(positions <= fed[:, None], 0.0, -torch.inf).to(network.embedding.dtype)  # [T, L]
     x = functional.embedding(token_ids, network.embedding)  # [T, hidden]
     for layer, keys, values in zip(network.layers, buffers.keys, buffers.values, strict=True):
-        x = layer_forward(x, layer, keys, values, fed, mask, *angles, network.eps)
-    logits = network.head(_normalise(x[len(x) - keep :], network.norm, network.eps))
+        x = _layer(x, layer, keys, values, fed, mask, *angles, network.eps)
+    logits = network.head(normalise(x[len(x) - keep :], network.norm, network.eps))
     return logits, _read(logits.float())
 
 
@@ -120,7 +85,7 @@ def _read(logits: torch.Tensor) -> torch.Tensor:  # [T, V] float32 -> [T, 3]
 
 
 @torch.compiler.nested_compile_region  # compiled once, not once a layer
-def layer_forward(
+def _layer(
     x: torch.Tensor,  # [T, hidden]
     layer: Layer,
     keys: torch.Tensor,  # [G, capacity, D]
@@ -131,17 +96,13 @@ def layer_forward(
     sines: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:  # [T, hidden]
-    groups, size = keys.shape[0], keys.shape[2]
-    heads = layer.query_key_value(_normalise(x, layer.attention_norm, eps)).view(len(x), -1, size)  # [T, H + 2G, D]
-    queries, fresh_keys, fresh_values = heads.split([heads.shape[1] - 2 * groups, groups, groups], 1)
-    if layer.query_norm is not None and layer.key_norm is not None:
-        queries, fresh_keys = _normalise(queries, layer.query_norm, eps), _normalise(fresh_keys, layer.key_norm, eps)
-    keys.index_copy_(1, fed, _rotate(fresh_keys, cosines, sines).transpose(0, 1))
-    values.index_copy_(1, fed, fresh_values.transpose(0, 1))
-    past = slice(mask.shape[1])
-    x = x + layer.output(_attend(_rotate(queries, cosines, sines), keys[:, past], values[:, past], mask))
-    gate, up = layer.gate_up(_normalise(x, layer.mlp_norm, eps)).chunk(2, -1)
-    return x + layer.down(functional.silu(gate) * up)
+    def attend(queries: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+        for stored, new in zip((keys, values), fresh.chunk(2, 1), strict=True):
+            stored.index_copy_(1, fed, new.transpose(0, 1))
+        past = slice(mask.shape[1])
+        return _attend(queries, keys[:, past], values[:, past], mask)
+
+    return layer_forward(x, layer, cosines, sines, keys.shape[0], eps, attend)
 
 
 def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -159,12 +120,3 @@ def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mas
     weights = torch.softmax(scores.float() * size**-0.5 + mask, -1).to(values.dtype)
     attended = (weights.view(groups, -1, length) @ values).view(groups, shared, num_fed, size)
     return attended.permute(2, 0, 1, 3).reshape(num_fed, -1)
-
-
-def _normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return functional.rms_norm(x, weight.shape, weight, eps)
-
-
-def _rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:  # [T, heads, D]
-    """Turn each pair (x[d], x[d + D/2]) by its angle."""
-    return heads * cosines + heads.roll(heads.shape[-1] // 2, -1) * sines

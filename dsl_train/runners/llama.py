@@ -4,10 +4,12 @@ In a small model most of a forward is not arithmetic but the way there: modules,
 cache per layer (docs/performance.md). This is the same network as one function over the same parameters. Matrices that
 read the same input become one: the model's own parameters are laid side by side in memory, so that nothing is kept
 twice and a change of the weights in place is seen. Models that are not exactly of this shape are left to transformers.
+One text (`DirectDecoder`), several (`packed.py`) and compiled graphs (`compiled_step.py`) share its layers.
 Letters: N layers, T tokens fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -36,13 +38,16 @@ _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivatio
 _joined: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # angles that depend on the position alone
 
+Attention = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Layer number, queries [T, H, D], keys and values [T, 2G, D], the keys first -> [T, H * D]."""
 
-class _Linear(NamedTuple):
+
+class Linear(NamedTuple):
     weight: torch.Tensor  # [out, in]
     bias: torch.Tensor | None
 
     @classmethod
-    def of(cls, module: nn.Linear) -> "_Linear":
+    def of(cls, module: nn.Linear) -> "Linear":
         return cls(module.weight, module.bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, in] -> [T, out]
@@ -59,16 +64,16 @@ def _halves(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # [T, in], 
     return torch.bmm(x.expand(2, -1, -1), weight.transpose(1, 2)).transpose(0, 1).reshape(len(x), -1)
 
 
-class _Head(NamedTuple):
-    rows: _Linear
+class Head(NamedTuple):
+    rows: Linear
     """Of the tokens that the model may propose."""
     vocab_size: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "_Head":
-        whole, tokens = _Linear.of(model.lm_head), head_tokens(model)
+    def of(cls, model: PreTrainedModel) -> "Head":
+        whole, tokens = Linear.of(model.lm_head), head_tokens(model)
         bias = None if whole.bias is None else whole.bias[:tokens]
-        return cls(_Linear(whole.weight[:tokens], bias), len(whole.weight))
+        return cls(Linear(whole.weight[:tokens], bias), len(whole.weight))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, hidden] -> [T, V]
         logits = self.rows(x)
@@ -76,78 +81,86 @@ class _Head(NamedTuple):
         return functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     attention_norm: torch.Tensor
-    query: _Linear
-    key: _Linear
-    value: _Linear
+    query_key_value: Linear
     query_norm: torch.Tensor | None  # [D]; Qwen3
     key_norm: torch.Tensor | None
-    output: _Linear
+    output: Linear
     mlp_norm: torch.Tensor
-    gate: _Linear
-    up: _Linear
-    down: _Linear
+    gate_up: Linear
+    down: Linear
 
 
-class _Joined(NamedTuple):
-    """Matrices of a layer that read the same input, as one, over the same memory."""
+def layer_forward(
+    x: torch.Tensor,  # [T, hidden]
+    layer: Layer,
+    cosines: torch.Tensor,  # [T, 1, D]
+    sines: torch.Tensor,  # the first half of D has its sign turned
+    num_groups: int,
+    eps: float | torch.Tensor,
+    attend: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:  # [T, hidden]
+    """One layer; attention, and what it remembers, is the caller's (`Attention`, the number of the layer known)."""
+    fed = layer.query_key_value(normalise(x, layer.attention_norm, eps))
+    heads = fed.view(len(x), -1, cosines.shape[-1])  # [T, H + 2G, D]
+    queries, keys_values, turned = heads[:, : -2 * num_groups], heads[:, -2 * num_groups :], heads[:, :-num_groups]
+    if layer.query_norm is not None and layer.key_norm is not None:
+        queries.copy_(normalise(queries, layer.query_norm, eps))
+        keys = keys_values[:, :num_groups]
+        keys.copy_(normalise(keys, layer.key_norm, eps))
+    # Each pair (x[d], x[d + D/2]) by its angle
+    other = turned.roll(cosines.shape[-1] // 2, -1)
+    turned.mul_(cosines).addcmul_(other, sines)
+    x = layer.output(attend(queries, keys_values)).add_(x)
+    gate, up = layer.gate_up(normalise(x, layer.mlp_norm, eps)).chunk(2, -1)
+    return layer.down(functional.silu(gate).mul_(up)).add_(x)
 
-    query_key_value: _Linear
-    gate_up: _Linear
+
+def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float | torch.Tensor) -> torch.Tensor:
+    """By the root mean square. With `eps` as a tensor [1], in float32, by four kernels instead of the CPU's six."""
+    if isinstance(eps, float):
+        return functional.rms_norm(x, weight.shape, weight, eps)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (x * weight).mul_(torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_())
 
 
-class DirectDecoder:
-    """Feeds tokens of one text and keeps their keys and values; going back is feeding from an earlier position."""
+class LlamaLayers:
+    """The network over a list of tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         config, body = model.config, model.model
         self.num_heads, self.num_groups = config.num_attention_heads, config.num_key_value_heads
         self.head_size: int = body.layers[0].self_attn.head_dim
-        self.eps: float = config.rms_norm_eps
-        self.embedding, self.norm, self.head = body.embed_tokens.weight, body.norm.weight, _Head.of(model)
-        self._joined = [_join_layer(module) for module in body.layers]
+        self.embedding, self.norm, self.head = body.embed_tokens.weight, body.norm.weight, Head.of(model)
         self.layers = [_layer(module) for module in body.layers]
+        self.eps: float = config.rms_norm_eps
         lean = self.embedding.device.type == "cpu" and self.embedding.dtype is torch.float32
-        self._lean_eps = torch.full((1,), self.eps) if lean else None
+        self._eps = torch.full((1,), self.eps) if lean else self.eps
         self._rope = body.rotary_emb
-        shape = (len(self.layers), 2, 1, self.num_groups, 0, self.head_size)
-        self._cache = self.embedding.new_empty(shape)  # [N, 2, 1, G, capacity, D]; keys and values
-        self._angles = self.embedding.new_empty((2, 0, 1, self.head_size))  # cosines and signed sines by position
 
-    def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
-        """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
-        end = start + len(token_ids)
-        self._reserve(start, end)
-        past = self._cache[..., :end, :].flatten(0, 1).unbind()  # 2N times [1, G, L, D]; keys, values, ...
-        fresh = self._cache[..., start:end, :].flatten(1, 3).unbind()  # N times [2G, T, D]
-        cosines, sines = self._angles[:, start:end].unbind()  # [T, 1, D] each
-        mask = _causal(start, end, self.embedding) if 0 < start < end - 1 else None
-        x = functional.embedding(token_ids, self.embedding)  # [T, hidden]
-        for i, (layer, joined) in enumerate(zip(self.layers, self._joined, strict=True)):
-            heads = self._heads(joined.query_key_value(self._normalise(x, layer.attention_norm)))  # [T, H + 2G, D]
-            queries, keys_values = heads[:, : self.num_heads], heads[:, self.num_heads :]
-            if layer.query_norm is not None and layer.key_norm is not None:
-                queries.copy_(self._normalise(queries, layer.query_norm))
-                keys = keys_values[:, : self.num_groups]
-                keys.copy_(self._normalise(keys, layer.key_norm))
-            self._rotate(heads[:, : self.num_heads + self.num_groups], cosines, sines)
-            fresh[i].copy_(keys_values.transpose(0, 1))
-            x = layer.output(self._attend(queries, past[2 * i], past[2 * i + 1], mask)).add_(x)
-            gate, up = joined.gate_up(self._normalise(x, layer.mlp_norm)).chunk(2, -1)
-            x = layer.down(functional.silu(gate).mul_(up)).add_(x)
-        return self.head(self._normalise(x[-keep:], self.norm))
+    def hidden(
+        self, token_ids: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, attend: Attention
+    ) -> torch.Tensor:  # [T], [T, 1, D] twice -> [T, hidden]
+        """The last layer's output; the angles are those of the tokens' positions."""
+        x = functional.embedding(token_ids, self.embedding)
+        for i, layer in enumerate(self.layers):
+            x = layer_forward(x, layer, cosines, sines, self.num_groups, self._eps, partial(attend, i))
+        return x
 
-    def truncate(self, num_removed: int) -> int:
-        """Nothing to do: what is fed next overwrites."""
-        return num_removed
+    def logits_of(self, x: torch.Tensor) -> torch.Tensor:  # [T, hidden] -> [T, V]
+        return self.head(normalise(x, self.norm, self._eps))
 
-    def reset(self) -> None:
-        """Nothing to do either."""
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # [T] -> [T, 1, D] twice
+        """Cosines and sines; the first half of D has the sines' sign turned."""
+        cosines, sines = (table[0, :, None] for table in self._rope(self.embedding, positions[None]))
+        sines[..., : self.head_size // 2].neg_()
+        return cosines, sines
 
-    def _attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:  # [T, H, D], [1, G, L, D] twice -> [T, H * D]
+        """Of the last T tokens of one text; without a `mask` [T, L] there is one of them, or nothing before them."""
         num_fed = len(queries)
         if num_fed == 1:  # the heads of a group are so many queries on the same keys
             grouped = queries.view(1, self.num_groups, -1, self.head_size)
@@ -162,27 +175,43 @@ class DirectDecoder:
         )  # [1, H, T, D]
         return attended[0].transpose(0, 1).reshape(num_fed, -1)
 
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:  # [T, heads * D] -> [T, heads, D]
-        return x.view(len(x), -1, self.head_size)
 
-    def _normalise(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if self._lean_eps is None:
-            return functional.rms_norm(x, weight.shape, weight, self.eps)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # rms_norm is six kernels on the CPU, this is four
-        return (x * weight).mul_(torch.addcmul(self._lean_eps, length, length, value=1 / x.shape[-1]).rsqrt_())
+class DirectDecoder(LlamaLayers):
+    """Feeds tokens of one text and keeps their keys and values; going back is feeding from an earlier position."""
 
-    def _rotate(self, heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:  # [T, heads, D]
-        """Turn each pair (x[d], x[d + D/2]) by its angle, in place; the first half's sines carry the minus."""
-        other = heads.roll(self.head_size // 2, -1)
-        return heads.mul_(cosines).addcmul_(other, sines)
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        shape = (len(self.layers), 2, 1, self.num_groups, 0, self.head_size)
+        self._cache = self.embedding.new_empty(shape)  # [N, 2, 1, G, capacity, D]; keys and values
+        self._angles = self.embedding.new_empty((2, 0, 1, self.head_size))  # by position
+
+    def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
+        """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
+        end = start + len(token_ids)
+        self._reserve(start, end)
+        past = self._cache[..., :end, :].flatten(0, 1).unbind()  # 2N times [1, G, L, D]; keys, values, ...
+        fresh = self._cache[..., start:end, :].flatten(1, 3).unbind()  # N times [2G, T, D]
+        mask = _causal(start, end, self.embedding) if 0 < start < end - 1 else None
+
+        def attend(i: int, queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
+            fresh[i].copy_(keys_values.transpose(0, 1))
+            return self.attend(queries, past[2 * i], past[2 * i + 1], mask)
+
+        cosines, sines = self._angles[:, start:end].unbind()  # [T, 1, D] each
+        return self.logits_of(self.hidden(token_ids, cosines, sines, attend)[-keep:])
+
+    def truncate(self, num_removed: int) -> int:
+        """Nothing to do: what is fed next overwrites."""
+        return num_removed
+
+    def reset(self) -> None:
+        """Nothing to do either."""
 
     def _reserve(self, filled: int, needed: int) -> None:
         if needed > self._angles.shape[1]:
             self._cache = reserve(self._cache, filled, needed)
-            positions = torch.arange(self._cache.shape[-2], device=self._cache.device)[None]
-            cosines, sines = (table[0] for table in self._rope(self.embedding, positions))  # [capacity, D] each
-            sines[:, : self.head_size // 2].neg_()
-            self._angles = torch.stack([cosines, sines])[:, :, None]
+            positions = torch.arange(self._cache.shape[-2], device=self._cache.device)
+            self._angles = torch.stack(self.angles(positions))
 
 
 def fits(model: PreTrainedModel) -> bool:
@@ -207,34 +236,26 @@ def _altered(module: nn.Module) -> bool:
     return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
-def _layer(module: Any) -> _Layer:  # the families share these names, no type does
+def _layer(module: Any) -> Layer:  # the families share these names, no type does
     attention, mlp = module.self_attn, module.mlp
     query_norm, key_norm = (getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm"))
-    return _Layer(
+    return Layer(
         attention_norm=module.input_layernorm.weight,
-        query=_Linear.of(attention.q_proj),
-        key=_Linear.of(attention.k_proj),
-        value=_Linear.of(attention.v_proj),
+        query_key_value=_join(attention.q_proj, attention.k_proj, attention.v_proj),
         query_norm=query_norm,
         key_norm=key_norm,
-        output=_Linear.of(attention.o_proj),
+        output=Linear.of(attention.o_proj),
         mlp_norm=module.post_attention_layernorm.weight,
-        gate=_Linear.of(mlp.gate_proj),
-        up=_Linear.of(mlp.up_proj),
-        down=_Linear.of(mlp.down_proj),
+        gate_up=_join(mlp.gate_proj, mlp.up_proj),
+        down=Linear.of(mlp.down_proj),
     )
 
 
-def _join_layer(module: Any) -> _Joined:
-    attention, mlp = module.self_attn, module.mlp
-    return _Joined(_join(attention.q_proj, attention.k_proj, attention.v_proj), _join(mlp.gate_proj, mlp.up_proj))
-
-
-def _join(*modules: nn.Linear) -> _Linear:
+def _join(*modules: nn.Linear) -> Linear:
     """One map to all their outputs. Their parameters move into its memory, unless an earlier decoder has done that."""
     weight = _side_by_side([module.weight for module in modules])
     biases = [module.bias for module in modules if module.bias is not None]
-    return _Linear(weight, _side_by_side(biases) if biases else None)
+    return Linear(weight, _side_by_side(biases) if biases else None)
 
 
 def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:  # [rows, ...] each -> [all rows, ...]

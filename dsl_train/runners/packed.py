@@ -16,14 +16,11 @@ from transformers import PreTrainedModel
 
 from dsl_train.runners.cached import context_length
 from dsl_train.runners.kv_cache import reserve
-from dsl_train.runners.llama import DirectDecoder, fits
+from dsl_train.runners.llama import Attention, LlamaLayers, fits
 from dsl_train.runners.padded import PaddedModel
 
 #: Read in one go [tokens]: hundreds keep the arithmetic busy, and what lies between the weights stays in the cache.
 _AT_ONCE = 512
-
-Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Layer number, queries [N, H, D], keys and values [N, G, D] -> [N, H * D]."""
 
 
 class PackedModel:
@@ -31,7 +28,8 @@ class PackedModel:
 
     def __init__(self, model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> None:
         """Reads the texts, which may be empty; `feed` goes on."""
-        self.device, self.network = model.device, _Network(model)
+        self.device, self.network = model.device, LlamaLayers(model)
+        self._context, self._num_shared = context_length(model), self.network.num_heads // self.network.num_groups
         self.length = max(map(len, texts))  # cached columns
         self.padding = torch.tensor([self.length - len(text) for text in texts])  # [B]
         network = self.network
@@ -65,8 +63,7 @@ class PackedModel:
 
         positions = columns[start:] - self.padding[:, None]
         attend_to_cache = self.over_cache(len(token_ids), slice(start, self.length), attend)
-        logits = self.network.logits_at(token_ids.flatten(), positions.flatten(), attend_to_cache)
-        return logits.unflatten(0, token_ids.shape)
+        return self.logits(token_ids.flatten(), positions.flatten(), attend_to_cache).unflatten(0, token_ids.shape)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Forget all texts but these."""
@@ -78,6 +75,10 @@ class PackedModel:
         """Continuations [n] of text `rows[i]`, rising, after its first `lengths[i]` tokens; forgotten in the end."""
         yield PackedBranches(self, rows, lengths)
 
+    def logits(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention) -> torch.Tensor:
+        """[N, V], of tokens [N] at text positions [N]."""
+        return self.network.logits_of(self._hidden(token_ids, positions, attend))
+
     def reserve(self, num_columns: int) -> None:
         self.cache = reserve(self.cache, self.cache.shape[-2], num_columns)
 
@@ -85,39 +86,43 @@ class PackedModel:
         """What attention adds for queries of r heads each, of what each of C tokens sees: [..., C, L] bool ->
         [..., r * C, L]."""
         added = self.cache.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        return torch.cat(self.network.num_shared * [added], dim=-2)
+        return torch.cat(self._num_shared * [added], dim=-2)
 
     def over_cache(self, num_texts: int, fresh: slice, attend: Callable[..., torch.Tensor]) -> Attention:
         """Attention of the tokens of a grid [num_texts, C], stored in the columns `fresh`, by `attend`: from queries
         [B, G, r * C, D], keys and values [B, G, L, D] to [B, G, r * C, D]; r heads share a group's keys."""
-        num_fed, network = fresh.stop - fresh.start, self.network
+        num_fed, num_groups, num_shared = fresh.stop - fresh.start, self.network.num_groups, self._num_shared
         cache = self.cache[..., : fresh.stop, :].unbind()  # 2 * layers times [B, G, L, D]
 
-        def attend_to_cache(i: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            for stored, new in ((cache[2 * i], keys), (cache[2 * i + 1], values)):
+        def attend_to_cache(i: int, queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
+            for stored, new in zip(cache[2 * i : 2 * i + 2], keys_values.split(num_groups, 1), strict=True):
                 stored[:, :, fresh] = new.unflatten(0, (num_texts, num_fed)).transpose(1, 2)
-            grid = queries.view(num_texts, num_fed, network.num_groups, network.num_shared, -1)
+            grid = queries.view(num_texts, num_fed, num_groups, num_shared, -1)
             attended = attend(grid.permute(0, 2, 3, 1, 4).flatten(2, 3), cache[2 * i], cache[2 * i + 1])
-            heads = attended.unflatten(2, (network.num_shared, num_fed)).permute(0, 3, 1, 2, 4)  # [B, C, G, r, D]
+            heads = attended.unflatten(2, (num_shared, num_fed)).permute(0, 3, 1, 2, 4)  # [B, C, G, r, D]
             return heads.reshape(len(queries), -1)
 
         return attend_to_cache
 
     def _read(self, texts: dict[int, Sequence[int]]) -> None:
         """Store the keys and values of texts, by row; each sees itself alone."""
-        network, lengths = self.network, list(map(len, texts.values()))
+        lengths = list(map(len, texts.values()))
         places = {row: slice(self.length - length, self.length) for row, length in zip(texts, lengths, strict=True)}
 
         def attend(i: int, *parts: torch.Tensor) -> torch.Tensor:
             attended = []
-            for row, *own in zip(texts, *(part.split(lengths) for part in parts), strict=True):
-                queries, keys, values = (part.transpose(0, 1) for part in own)  # [H or G, T, D]
+            for row, queries, stored in zip(texts, *(part.split(lengths) for part in parts), strict=True):
+                keys, values = stored.transpose(0, 1).split(self.network.num_groups)  # [G, T, D]
                 self.cache[2 * i, row, :, places[row]], self.cache[2 * i + 1, row, :, places[row]] = keys, values
-                attended.append(network.attend_causally(queries, keys, values))
+                attended.append(self.network.attend(queries, keys[None], values[None]))
             return torch.cat(attended)
 
         tokens = torch.tensor([token_id for text in texts.values() for token_id in text])
-        network.hidden_at(tokens, torch.cat([torch.arange(length) for length in lengths]), attend)
+        self._hidden(tokens, torch.cat([torch.arange(length) for length in lengths]), attend)
+
+    def _hidden(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention) -> torch.Tensor:
+        """The last layer's output, [N, hidden]. What is read past a text's end stays inside the context."""
+        return self.network.hidden(token_ids, *self.network.angles(positions.clamp_max(self._context - 1)), attend)
 
 
 class PackedBranches:
@@ -146,7 +151,7 @@ class PackedBranches:
         def attend_on_grid(i: int, *parts: torch.Tensor) -> torch.Tensor:
             return attend_to_cache(i, *map(self._on_grid, parts))[self._places]
 
-        logits = self._texts.network.logits_at(token_ids[:, 0], self._positions, attend_on_grid)
+        logits = self._texts.logits(token_ids[:, 0], self._positions, attend_on_grid)
         self._positions = self._positions + 1
         return logits[:, None]
 
@@ -155,42 +160,6 @@ class PackedBranches:
         grid = values.new_zeros((self._shape[0] * self._shape[1], *values.shape[1:]))
         grid[self._places] = values
         return grid
-
-
-class _Network(DirectDecoder):
-    """The layers over a list of tokens; attention, and what it remembers, is the caller's."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        self._context = context_length(model)
-        self.num_shared = self.num_heads // self.num_groups
-
-    def logits_at(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention) -> torch.Tensor:
-        """[N, V], of tokens [N] at text positions [N]."""
-        return self.head(self._normalise(self.hidden_at(token_ids, positions, attend), self.norm))
-
-    def hidden_at(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention) -> torch.Tensor:
-        """The last layer's output, [N, hidden]. What is read past a text's end stays inside the context."""
-        x = functional.embedding(token_ids, self.embedding)
-        cosines, sines = (table[0, :, None] for table in self._rope(x, positions.clamp_max(self._context - 1)[None]))
-        sines[..., : self.head_size // 2].neg_()
-        for i, layer in enumerate(self.layers):
-            normed = self._normalise(x, layer.attention_norm)
-            queries, keys = self._heads(layer.query(normed)), self._heads(layer.key(normed))
-            if layer.query_norm is not None and layer.key_norm is not None:
-                queries, keys = self._normalise(queries, layer.query_norm), self._normalise(keys, layer.key_norm)
-            queries, keys = self._rotate(queries, cosines, sines), self._rotate(keys, cosines, sines)
-            x = layer.output(attend(i, queries, keys, self._heads(layer.value(normed)))).add_(x)
-            normed = self._normalise(x, layer.mlp_norm)
-            x = layer.down(functional.silu(layer.gate(normed), inplace=True).mul_(layer.up(normed))).add_(x)
-        return x
-
-    def attend_causally(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Of one text, [H, T, D] and [G, T, D] twice -> [T, H * D]."""
-        attended = functional.scaled_dot_product_attention(
-            queries[None], keys[None], values[None], is_causal=True, enable_gqa=self.num_shared > 1
-        )
-        return attended[0].transpose(0, 1).flatten(1)
 
 
 def _groups(texts: Sequence[Sequence[int]]) -> list[list[int]]:
