@@ -16,7 +16,10 @@ from dsl_train.runners.llama import Head, Layer, Linear, LlamaLayers, layer_forw
 NARROW = 17  # beyond, the library's products of matrices are faster
 
 
-class FusedLinear(Linear):
+class FusedLinear(NamedTuple):
+    weight: torch.Tensor  # [out, in]
+    bias: torch.Tensor | None
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, in] -> [T, out]
         if len(x) > NARROW:
             return functional.linear(x, self.weight, self.bias)
@@ -41,9 +44,10 @@ class Network(NamedTuple):
         def detached(part: Any) -> Any:
             if not isinstance(part, Linear):
                 return None if part is None else part.detach()
-            weight, bias = map(detached, part)
+            weight = part.weight.detach()
             small = weight.to(torch.bfloat16) if compact else weight
-            return FusedLinear(small if torch.equal(small.to(weight.dtype), weight) else weight, bias)
+            exact = torch.equal(small.to(weight.dtype), weight)
+            return FusedLinear(small if exact else weight, detached(part.bias))
 
         layers = [Layer(*map(detached, layer)) for layer in own.layers]
         head = Head(detached(own.head.rows), own.head.vocab_size)

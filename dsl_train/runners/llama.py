@@ -26,12 +26,9 @@ from transformers import (
 from transformers.activations import SiLUActivation
 
 from dsl_train.runners.kv_cache import keeps_every_token, reserve
+from dsl_train.runners.linear import Linear, worth_packing
 from dsl_train.runners.narrow_head import head_tokens
 
-#: In float32 on the CPU, products with up to so many tokens are taken as two halves of the weights' rows, with the
-#: weights on the left up to _FEW_TOKENS: torch's kernels for few tokens leave cores idle otherwise. All matrices of
-#: SmolLM2-135M on 2 cores of an AMD EPYC: one token 48 ms as `linear`, 14 as halves; four 69 and 25; twelve 82 and 53.
-_SOME_TOKENS, _FEW_TOKENS = 16, 8
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
 #: First of the parameters that read one input -> all their rows, in the memory that they share.
@@ -42,28 +39,6 @@ Attention = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 """Layer number, queries [T, H, D], keys and values [T, 2G, D], the keys first -> [T, H * D]."""
 
 
-class Linear(NamedTuple):
-    weight: torch.Tensor  # [out, in]
-    bias: torch.Tensor | None
-
-    @classmethod
-    def of(cls, module: nn.Linear) -> "Linear":
-        return cls(module.weight, module.bias)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, in] -> [T, out]
-        if len(x) <= _SOME_TOKENS and x.is_cpu and x.dtype is torch.float32 and len(self.weight) % 2 == 0:
-            outputs = _halves(x, self.weight.view(2, -1, x.shape[1]))
-            return outputs if self.bias is None else outputs.add_(self.bias)
-        return functional.linear(x, self.weight, self.bias)
-
-
-def _halves(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # [T, in], [2, out / 2, in] -> [T, out]
-    if len(x) <= _FEW_TOKENS:
-        columns = x.t() if len(x) > 1 else x.repeat(2, 1).t()  # one column would be another, slower kernel's
-        return torch.bmm(weight, columns.expand(2, -1, -1)).flatten(0, 1).t()[: len(x)].contiguous()
-    return torch.bmm(x.expand(2, -1, -1), weight.transpose(1, 2)).transpose(0, 1).reshape(len(x), -1)
-
-
 class Head(NamedTuple):
     rows: Linear
     """Of the tokens that the model may propose."""
@@ -71,9 +46,7 @@ class Head(NamedTuple):
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head":
-        whole, tokens = Linear.of(model.lm_head), head_tokens(model)
-        bias = None if whole.bias is None else whole.bias[:tokens]
-        return cls(Linear(whole.weight[:tokens], bias), len(whole.weight))
+        return cls(Linear.of(model.lm_head, head_tokens(model)), len(model.lm_head.weight))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # [T, hidden] -> [T, V]
         logits = self.rows(x)
@@ -138,6 +111,15 @@ class LlamaLayers:
         lean = self.embedding.device.type == "cpu" and self.embedding.dtype is torch.float32
         self._eps = torch.full((1,), self.eps) if lean else self.eps
         self._rope = body.rotary_emb
+        self._matrices = [part for layer in self.layers for part in layer if isinstance(part, Linear)]
+        self._matrices.append(self.head.rows)
+        self._packs = worth_packing(self._matrices)
+
+    def begin(self) -> None:
+        """Before a text's first tokens: see the weights as they are now."""
+        if self._packs:
+            for matrix in self._matrices:
+                matrix.follow()
 
     def hidden(
         self, token_ids: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, attend: Attention
@@ -188,6 +170,8 @@ class DirectDecoder(LlamaLayers):
     def logits(self, token_ids: torch.Tensor, start: int, keep: int) -> torch.Tensor:
         """Feed `token_ids` [T] at text positions `start` ...; logits after the last `keep` of them, [keep, V]."""
         end = start + len(token_ids)
+        if not start:
+            self.begin()
         self._reserve(start, end)
         past = self._cache[..., :end, :].flatten(0, 1).unbind()  # 2N times [1, G, L, D]; keys, values, ...
         fresh = self._cache[..., start:end, :].flatten(1, 3).unbind()  # N times [2G, T, D]
@@ -253,9 +237,9 @@ def _layer(module: Any) -> Layer:  # the families share these names, no type doe
 
 def _join(*modules: nn.Linear) -> Linear:
     """One map to all their outputs. Their parameters move into its memory, unless an earlier decoder has done that."""
-    weight = _side_by_side([module.weight for module in modules])
+    weights = [module.weight for module in modules]
     biases = [module.bias for module in modules if module.bias is not None]
-    return Linear(weight, _side_by_side(biases) if biases else None)
+    return Linear.joined(_side_by_side(weights), _side_by_side(biases) if biases else None, *weights)
 
 
 def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:  # [rows, ...] each -> [all rows, ...]

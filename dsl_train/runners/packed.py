@@ -29,6 +29,7 @@ class PackedModel:
     def __init__(self, model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> None:
         """Reads the texts, which may be empty; `feed` goes on."""
         self.device, self.network = model.device, LlamaLayers(model)
+        self.network.begin()
         self._context, self._num_shared = context_length(model), self.network.num_heads // self.network.num_groups
         self.length = max(map(len, texts))  # cached columns
         self.padding = torch.tensor([self.length - len(text) for text in texts])  # [B]

