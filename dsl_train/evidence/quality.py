@@ -105,7 +105,7 @@ def _diagram(survival: np.ndarray, labels: np.ndarray, first: int, last: int | N
 
 
 def _signal(name: str, meaning: str, values: np.ndarray, labels: np.ndarray) -> Signal:
-    if labels.min() == labels.max():
+    if labels.all() or not labels.any():  # or no label at all
         return Signal(name, meaning, None, (), ())
     false, true, _ = roc_curve(labels, values, drop_intermediate=False)
     shown = np.unique(np.searchsorted(false + true, np.linspace(0, 2, _CURVE_POINTS)).clip(max=len(true) - 1))
