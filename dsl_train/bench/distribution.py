@@ -4,11 +4,13 @@ Losslessness under sampling is a statement about a law, so it is tested as one: 
 target's own distributions, not from a second sample. Letters: C cells, N drawn texts, V vocabulary.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.stats import chi2, ncx2
 
 from dsl_train.base.sampling import Sampling
 from dsl_train.runners.cached import CachedModel
@@ -112,7 +114,7 @@ def fit(law: Distribution, texts: Sequence[Sequence[int]], level: float) -> Fit:
         return Fit(num_draws, num_cells, float("inf"), 0.0, smallest)
     expected = num_draws * law.probs
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    p_value = _chi_square_tail(statistic, num_cells - 1) if num_cells > 1 else 1.0
+    p_value = float(chi2.sf(statistic, num_cells - 1)) if num_cells > 1 else 1.0
     return Fit(num_draws, num_cells, statistic, p_value, smallest)
 
 
@@ -120,37 +122,14 @@ def detectable_bias(num_cells: int, num_draws: int, level: float) -> float:
     """Smallest total variation distance over the cells that the test at `level` sees with a chance of POWER, wherever
     it lies; 1 if none is.
 
-    A distance d adds at least 4 * N * d**2 to the statistic's mean (Cauchy-Schwarz); the tail of the statistic it is
-    added to is Patnaik's.
+    A distance d adds at least 4 * N * d**2 to the statistic's noncentrality (Cauchy-Schwarz).
     """
     freedom = num_cells - 1
     if freedom == 0:
         return 1.0
-    critical = _bisect(lambda value: _chi_square_tail(value, freedom) < level, freedom)
-    shift = _bisect(lambda added: _shifted_tail(critical, freedom, added) > POWER, critical)
+    critical = chi2.isf(level, freedom)
+    shift = brentq(lambda added: ncx2.sf(critical, freedom, added) - POWER, 0.0, 10.0 * critical)
     return float(min(1.0, (shift / num_draws) ** 0.5 / 2))
-
-
-def _shifted_tail(value: float, freedom: float, shift: float) -> float:
-    """Tail of the noncentral chi-square, by the central one of equal mean and variance (Patnaik 1949)."""
-    scale = (freedom + 2 * shift) / (freedom + shift)
-    return _chi_square_tail(value / scale, (freedom + shift) / scale)
-
-
-def _chi_square_tail(value: float, freedom: float) -> float:
-    half = torch.tensor([freedom / 2, value / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(half[0], half[1]))
-
-
-def _bisect(reached: Callable[[float], bool], high: float) -> float:
-    """Smallest value at which the rising condition `reached` holds; `high` is a first guess of an upper end."""
-    low = 0.0
-    while not reached(high):
-        low, high = high, 2 * high
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
 
 
 def _prefixes(text: Sequence[int]) -> Iterable[tuple[int, ...]]:

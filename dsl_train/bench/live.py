@@ -4,10 +4,10 @@ Knows engine, policies and models; prints and draws nothing. Letters: N prompts,
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, compress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,7 @@ from dsl_train.loop.engine import SpeculativeEngine, autoregressive
 from dsl_train.pair.prompt import PairPrompt, begin, runner_of
 from dsl_train.runners.cached import CachedModel
 
+Item = TypeVar("Item")
 Results = dict[str, list[list[GenerationResult]]]
 """Policy -> [N][R] finished generations."""
 
@@ -199,11 +200,15 @@ def time_all(contenders: Mapping[str, Generate], prompts: Sequence[PairPrompt], 
         generate(prompts[0], seed)
     results: Results = {name: [[] for _ in prompts] for name in contenders}
     turns = list(schedule(list(contenders), len(prompts), repeats))
-    console = Console(stderr=True)
-    for name, prompt, repeat in track(turns, "timing", console=console, disable=not sys.stderr.isatty()):
+    for name, prompt, repeat in progress(turns, "timing"):
         generated = contenders[name](prompts[prompt], seed + repeat * len(prompts) + prompt)
         results[name][prompt].append(generated)
     return results
+
+
+def progress(items: Sequence[Item], label: str) -> Iterable[Item]:
+    """The items, with a bar on stderr where that is a terminal."""
+    return track(items, label, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def schedule(names: Sequence[str], num_prompts: int, repeats: int) -> Iterator[tuple[str, int, int]]:

@@ -4,28 +4,23 @@ Any contender that can continue a prompt is tested, ours and transformers' alike
 verdict comes with its false-alarm rate (Bonferroni over all laws tested) and with the smallest bias it would have seen.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel
 
 from dsl_train.base.sampling import Sampling
 from dsl_train.bench.config import AUTOREGRESSIVE, TRANSFORMERS, BenchConfig, all_contenders
 from dsl_train.bench.distribution import Distribution, Fit, exact_distribution, fit
 from dsl_train.bench.hf import Generate
-from dsl_train.bench.live import Mismatch, contender, first_difference
+from dsl_train.bench.live import Mismatch, contender, first_difference, progress
 from dsl_train.bench.setup import Setup
 from dsl_train.pair.prompt import EncodedPrompt, PairPrompt, begin, runner_of
 from dsl_train.predictor.runtime import shipped_with
 from dsl_train.runners.cached import CachedModel
 from dsl_train.runners.kv_cache import keeps_every_token
-
-Item = TypeVar("Item")
 
 #: Chance that a run accuses a lossless loop, over all its laws together.
 FALSE_ALARM = 1e-3
@@ -96,10 +91,10 @@ def run_verify(config: BenchConfig) -> VerifyResult:
     greedy = replace(setup, config=replace(config, temperature=0.0, top_k=0, top_p=1.0))
     names = dict.fromkeys((AUTOREGRESSIVE, TRANSFORMERS, *policies))
     contenders = {name: contender(name, greedy) for name in names}
-    mismatches = tuple(compare_greedy(contenders, _progress(setup.prompts, "greedy")))
+    mismatches = tuple(compare_greedy(contenders, progress(setup.prompts, "greedy")))
     trials = list(make_trials(replace(setup, config=sampled), policies))
     level = FALSE_ALARM / len(trials)
-    turns = _progress(list(enumerate(trials)), "sampled")
+    turns = progress(list(enumerate(trials)), "sampled")
     return VerifyResult(
         policies=policies,
         mismatches=mismatches,
@@ -174,7 +169,3 @@ def _prompt_model(model: PreTrainedModel, prompt: PairPrompt) -> CachedModel:
 
 def _draw(generate: Generate, prompt: PairPrompt, seed: int) -> Sequence[int]:
     return generate(prompt, seed).token_ids
-
-
-def _progress(items: Sequence[Item], label: str) -> Iterable[Item]:
-    return track(items, label, console=Console(stderr=True), disable=not sys.stderr.isatty())

@@ -9,7 +9,7 @@ own. How the engines stop:
                    `--spec-draft-n-max`; the token dropped was computed all the same. llama.cpp drafts the likeliest
                    token; a draft that samples must not drop a token for its own value, that would bias the text.
 
-Knows replay and prices; loads no model. Letters: S starts, R rounds, K drafts.
+Knows replay and prices; loads no model. Letters: S starts, K drafts.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsl_train.base.cost import CostProfile, Price, rule_at
-from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.replay.rounds import (
     ReplayResult,
@@ -27,6 +26,7 @@ from dsl_train.replay.rounds import (
     replay_lookahead,
     replay_static,
     replay_survival,
+    start_numbers,
 )
 from dsl_train.traces.decisions import Decisions
 
@@ -83,7 +83,7 @@ def _vllm(decisions: Decisions) -> Iterator[_Setting]:
 
 
 def _transformers(decisions: Decisions) -> Iterator[_Setting]:
-    prob = np.where(decisions.position == 0, 1.0, np.exp(_column(decisions, "token_log_prob")))
+    prob = np.exp(decisions.drafted("token_log_prob").astype(np.float64))  # 1 before the first draft
     for cap in CAPS:
         for least in PROBS:
             options = {"num_assistant_tokens": cap, "assistant_confidence_threshold": least}
@@ -97,7 +97,7 @@ def _llama_cpp(decisions: Decisions) -> Iterator[_Setting]:
         unlikely = np.where(under.any(1), under.argmax(1), prob.shape[1])  # [S] drafts before the first under p-min
         for cap in CAPS:
             result = replay_lookahead(decisions, np.minimum(unlikely, cap))
-            num_dropped = int((unlikely[_starts(decisions, result)] < cap).sum())
+            num_dropped = int((unlikely[start_numbers(decisions, result)] < cap).sum())
             yield _Setting({"--spec-draft-n-max": cap, "--spec-draft-p-min": least}, result, num_dropped)
 
 
@@ -110,13 +110,3 @@ def _top_probs(decisions: Decisions) -> np.ndarray:
         rows = draft_rows(decisions, starts, position)
         probs[starts, position] = np.where(rows >= 0, np.exp(log_probs[rows]), 1.0)
     return probs
-
-
-def _starts(decisions: Decisions, result: ReplayResult) -> np.ndarray:
-    """[R] number of each round's start."""
-    first = decisions.bounds[result.sequence]
-    return first + result.start - decisions.start_index[first]
-
-
-def _column(decisions: Decisions, name: str) -> np.ndarray:
-    return decisions.features[:, FEATURE_NAMES.index(name)].astype(np.float64)

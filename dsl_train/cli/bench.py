@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(config: BenchConfig) -> "Result":
     from dsl_train.report.folder import begin, finish
-    from dsl_train.report.job import open_report
+    from dsl_train.report.page import open_report
 
     folder = Path(config.output) if config.output else None
     if folder:

@@ -28,7 +28,7 @@ class Audio:
     values: np.ndarray | None = None
     """Samples [T] or features [M, T], float32; None: in the file."""
     sampling_rate: int | None = None
-    """[Hz]; None if nobody says."""
+    """[Hz]; None if unknown."""
 
     @property
     def content_hash(self) -> str:

@@ -1,4 +1,4 @@
-"""The hindsight coupling: from what the target said to what speculative decoding would have drafted there. Pure.
+"""The hindsight coupling: from the target's text to what speculative decoding would have drafted there. Pure.
 
 Given a token t that the target sampled, t was an accepted draft with probability min(1, draft(t)/target(t)); if it was
 not, the rejected draft token follows norm(max(draft - target, 0)), independently of t. (Accepted and t has probability

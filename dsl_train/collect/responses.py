@@ -1,4 +1,4 @@
-"""Could the target have said it? For responses from a log. Pure.
+"""Whether the target can have given a response from a log. Pure.
 
 Letters: N positions, V vocabulary.
 """
@@ -17,7 +17,7 @@ def is_possible(
     probs: torch.Tensor | None,  # [N, V] after temperature, top-k and top-p; None when greedy
     token_ids: torch.Tensor,  # [N]
 ) -> torch.Tensor:
-    """Whether the target may give these tokens, [N] bool. What is not a number counts as possible: it is no reason."""
+    """Whether the target may give these tokens, [N] bool. A logit that is not a number counts as possible."""
     if probs is None:
         return ~(_gaps(logits, token_ids) > NEAR_TIE)
     return probs.gather(-1, token_ids[:, None]).squeeze(-1) != 0

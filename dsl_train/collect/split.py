@@ -1,4 +1,4 @@
-"""Which share of a collection is this process's: as it is told, or as torchrun, srun or an array job tell it.
+"""Which share of a collection this process takes: as given, or from the environment of torchrun, srun or an array job.
 
 Knows environment variables; starts no process.
 """
@@ -22,7 +22,7 @@ class Shard:
     number: int = 1
 
     def takes(self, position: int) -> bool:
-        """Whether the input number `position` is in it: they are dealt out like cards."""
+        """Whether the input number `position` is in it; inputs go to the shards in turn."""
         return position % self.number == self.index
 
     def folder(self, output: Path) -> Path:

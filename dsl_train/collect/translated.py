@@ -1,11 +1,11 @@
-"""Pairs of two tokenizers: the target's greedy answer, told in the draft's tokens.
+"""Pairs of two tokenizers: the target's greedy answer, written in the draft's tokens.
 
-transformers' universal assisted generation tells the draft the text so far in the draft's own tokens and drafts in them
-(`AssistedCandidateGeneratorDifferentTokenizers`); a drafted token is right if the text goes on with it. So this is
-recorded: the whole text as the draft's tokenizer writes it, and at each of its tokens what the draft would have said.
-Two things differ in service: there the text is told anew piece by piece, which may cut it elsewhere for some tokens;
+transformers' universal assisted generation gives the draft the text so far in the draft's own tokens and drafts in them
+(`AssistedCandidateGeneratorDifferentTokenizers`); a drafted token is right if the text continues with it. The traces
+hold the whole text as the draft's tokenizer writes it, and at each of its tokens what the draft would have proposed.
+Two things differ in service: there the text is converted piece by piece, which may cut it elsewhere for some tokens;
 and a block is verified in the target's tokens, so half a token of the target's is not accepted. End-of-text tokens are
-no text and lost in translation, there and here: every text ends by length.
+not text and are lost by the conversion, there and here: every text ends by length.
 """
 
 import logging
@@ -65,7 +65,9 @@ class Translator:
             response = answer.token_ids
         else:
             self._check(request.prompt_token_ids, response)
-        prompt, whole = (self._told(ids) for ids in (request.prompt_token_ids, (*request.prompt_token_ids, *response)))
+        prompt, whole = (
+            self._converted(ids) for ids in (request.prompt_token_ids, (*request.prompt_token_ids, *response))
+        )
         shared = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
         if not 0 < shared < len(whole):
             raise DslError(
@@ -83,7 +85,7 @@ class Translator:
             place = int((~possible).nonzero()[0])
             raise DslError(refusal(Sampling(), logits[place], response[place], place))
 
-    def _told(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    def _converted(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """As transformers does it."""
         text = self._pair.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=True)
         return tuple(self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])

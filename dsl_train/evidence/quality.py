@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.metrics import auc, roc_curve
 
 from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.traces.decisions import Decisions
@@ -104,14 +105,8 @@ def _diagram(survival: np.ndarray, labels: np.ndarray, first: int, last: int | N
 
 
 def _signal(name: str, meaning: str, values: np.ndarray, labels: np.ndarray) -> Signal:
-    num_true = int(labels.sum())
-    if num_true in (0, len(labels)):
+    if labels.all() or not labels.any():  # or no label at all
         return Signal(name, meaning, None, (), ())
-    order = np.argsort(-values, kind="stable")
-    falling, hits = values[order], labels[order]
-    ends = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)  # ties count together
-    true = np.concatenate([[0.0], np.cumsum(hits)[ends] / num_true])
-    false = np.concatenate([[0.0], np.cumsum(~hits)[ends] / (len(labels) - num_true)])
-    auc = float(np.trapezoid(true, false))
+    false, true, _ = roc_curve(labels, values, drop_intermediate=False)
     shown = np.unique(np.searchsorted(false + true, np.linspace(0, 2, _CURVE_POINTS)).clip(max=len(true) - 1))
-    return Signal(name, meaning, auc, tuple(false[shown].tolist()), tuple(true[shown].tolist()))
+    return Signal(name, meaning, float(auc(false, true)), tuple(false[shown].tolist()), tuple(true[shown].tolist()))

@@ -1,4 +1,4 @@
-"""One text of transformers' assisted generation as our drafter sees it.
+"""One text of transformers' assisted generation, drafted by our drafter.
 
 Letters: K drafted tokens of a round, V vocabulary.
 """
@@ -20,7 +20,7 @@ _NO_END = 1 << 62  # transformers knows where the text ends
 
 
 class AssistedText:
-    """Drafts a block a round; learns at the next one what became of it."""
+    """Drafts one block per round; the next call shows which of its tokens were accepted."""
 
     _text: Text
     _drafted: tuple[int, ...]
@@ -53,7 +53,7 @@ class AssistedText:
             self._asked.can_ask = True
             self._tell_times(began)
         elif self.policy.needs == "features":
-            limit = 1  # the target has not spoken yet: there is nothing to ask the policy with
+            limit = 1  # the target has no logits yet, so the policy cannot be asked
         limit = min(limit, self.policy.max_lookahead, self.draft_model.context - len(self._text.tokens))
         if limit < 1 and len(self._text.tokens) >= self.draft_model.context:
             return self._guess()
@@ -73,7 +73,7 @@ class AssistedText:
         self._asked.reset()
 
     def _guess(self) -> tuple[list[int], tuple[torch.Tensor, ...]]:
-        """After the draft's context: one token by chance, since transformers insists on one."""
+        """Beyond the draft's context: one random token, since transformers requires one."""
         scores = torch.zeros(1, self.draft_model.width)
         self._drafted = ()
         return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0].tolist(), (scores,)
@@ -97,7 +97,7 @@ class AssistedText:
 
 
 class TargetObserver(LogitsProcessor):
-    """Stands between the target's processors and its warpers, and changes nothing."""
+    """Records the scores between the target's processors and its warpers, and changes nothing."""
 
     def __init__(self) -> None:
         self._rows: list[torch.Tensor] = []  # of the last verification, [1, V] each
@@ -126,7 +126,7 @@ class _AtLeastOne(Policy):
 
     def wants_another(self, step: DraftStep) -> bool:
         if step.position == 0:
-            can_ask = self.can_ask and self.policy.max_lookahead > 0  # 0: it rests, and is asked nothing
+            can_ask = self.can_ask and self.policy.max_lookahead > 0  # 0: it rests
             self._wanted = can_ask and self.policy.wants_another(step)
             return True
         return self._wanted and self.policy.wants_another(step)

@@ -2,8 +2,9 @@
 
     target.generate(**inputs, assistant_model=dsl_train.attach(draft))
 
-Its loop asks the draft for a block, verifies it and never says what it saw. What the features need of that is read
-where it passes: the loop's list of logits processors. Lookahead 0 does not exist there: a block has at least one token.
+transformers' loop asks the draft for a block and verifies it, but does not report the target's logits. The features
+need them, so they are read by a logits processor that is added to the loop's list. A block has at least one token
+there: lookahead 0 does not exist.
 """
 
 import copy
@@ -55,7 +56,7 @@ def attach(
 
 
 class AttachedDraft:
-    """Is the draft to whoever asks, but drafts with our drafter."""
+    """Has all attributes of the draft, but drafts with our drafter."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class AttachedDraft:
         return GenerateDecoderOnlyOutput(**fields)
 
     def _begin(self, token_ids: torch.Tensor, options: dict[str, Any]) -> AssistedText:
-        loop = running(GenerationMixin._assisted_decoding)  # nobody hands us the target or its processors
+        loop = running(GenerationMixin._assisted_decoding)  # no argument holds the target or its processors
         if not loop:
             raise DslError("an attached draft generates only as assistant_model= of a target's generate")
         target: PreTrainedModel = loop["self"]
@@ -180,8 +181,8 @@ def _ends(settings: GenerationConfig) -> frozenset[int]:
 
 
 class _Continuing:
-    """Stands where transformers expects the draft's cache, and keeps the text that goes on: state belongs to a text, so
-    that several threads can generate with one attached draft."""
+    """Takes the place of the draft's cache and keeps the text that goes on: state belongs to a text, so that several
+    threads can generate with one attached draft."""
 
     def __init__(self, text: AssistedText) -> None:
         self.text = text

@@ -1,4 +1,4 @@
-"""Calls of transformers that are running: they hold what they hand to nobody."""
+"""Calls of transformers that are running: their local variables hold what no argument passes on."""
 
 import inspect
 from collections.abc import Callable, Mapping

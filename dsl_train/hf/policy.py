@@ -14,7 +14,7 @@ from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.runners.supported import check_kinds, check_pair_supported
 
-#: Who a model is takes reading its weight files: asked once.
+#: Identifying a model means reading its weight files, which is done once.
 _identities: WeakKeyDictionary[PreTrainedModel, ModelIdentity] = WeakKeyDictionary()
 
 

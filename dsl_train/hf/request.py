@@ -1,4 +1,4 @@
-"""What transformers' `generate` prepared for a decoding method, read or refused by name: nothing is ignored."""
+"""What transformers' `generate` prepared for a decoding method. Every option is honoured or refused by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def _check_inputs(input_ids: torch.Tensor, model_kwargs: Mapping[str, Any]) -> N
 
 
 def _blank(name: str, value: Any) -> bool:
-    """Whether an argument says nothing: text has token types 0, and no images."""
+    """Whether an argument has no effect: text has token types 0, and no images."""
     if name.endswith("token_type_ids"):
         return value is None or not bool(value.any())
     if name == "mm_encoder_outputs":

@@ -1,9 +1,8 @@
-"""What transformers runs from a draft's `dsl` folder, with nothing of this package installed:
+"""What the loader in a draft's `dsl` folder (`loader.py`) calls:
 
     target.generate(**inputs, custom_generate="<draft>/dsl", trust_remote_code=True)
 
-`bundle.py` writes it there as `custom_generate/generate.py`. transformers imports it from a place of its own and tells
-it everything but where it was: that is read from the call.
+transformers imports the loader from its own cache and does not pass the folder on, so the folder is read from the call.
 """
 
 import copy
@@ -53,7 +52,7 @@ def generate(
 
 @lru_cache(maxsize=4)
 def _predictor(source: str | None, revision: str | None) -> Predictor:
-    if source is None:  # a model that was itself loaded with this as its generate
+    if source is None:  # the model itself was loaded with this as its generate
         raise DslError("custom_generate cannot tell which folder it was run from; pass predictor=")
     return load_predictor(source, revision)
 
@@ -67,7 +66,7 @@ def _draft_beside(source: str | None, dtype: torch.dtype, device: torch.device) 
 
 
 def _with_stop_strings(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> dict[str, Any]:
-    """Stop strings as a criterion: the inner `generate` would want the tokenizer for them, and drops it."""
+    """Stop strings as a criterion: the inner `generate` needs the tokenizer for them, and is not given it."""
     settings = copy.copy(options.get("generation_config"))
     strings = options.get("stop_strings") or (settings and settings.stop_strings)
     if not strings:

@@ -1,7 +1,7 @@
 """One text of transformers' assisted generation whose draft has a tokenizer of its own.
 
-transformers tells the text so far in the draft's tokens, tokenized anew where the target's do not fit them, and turns
-what is drafted into the target's. Greedy only: a drafted token has agreed if the text goes on with it.
+transformers writes the text so far in the draft's tokens, tokenized anew where the target's do not fit them, and
+converts drafted tokens to the target's. Greedy only: a drafted token has agreed if the text continues with it.
 """
 
 import torch
@@ -12,7 +12,7 @@ from dsl_train.loop.verify import compare
 
 
 class TranslatedText(AssistedText):
-    """In the draft's tokens throughout; knows nothing of the target but what it wrote."""
+    """In the draft's tokens throughout; of the target only its text is known."""
 
     def draft(self, token_ids: list[int], limit: int) -> tuple[list[int], tuple[torch.Tensor, ...]]:
         """May draft nothing: a text of special tokens alone is empty in the draft's."""

@@ -20,8 +20,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 
 from dsl_train.reference import cards, pair
 from dsl_train.reference.corpus import SOURCE_WEIGHTS, training_files
-from dsl_train.reference.text import TokenStreams
-from dsl_train.reference.tokenizer import train_tokenizer
+from dsl_train.reference.text import TokenStreams, train_tokenizer
 
 LossFunction = Callable[[torch.Tensor], torch.Tensor]  # [B, T] token ids -> scalar
 MakeModel = Callable[[str], LlamaForCausalLM]  # device -> random weights

@@ -1,8 +1,8 @@
 """A report as a folder: `index.html` (one page that needs nothing else), every figure as PNG, all numbers as JSON."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dsl_train.base import files
+from dsl_train.base.cost import CostProfile
+from dsl_train.base.records import DslError
+from dsl_train.bench.config import BenchConfig
 from dsl_train.bench.live import LiveResult
 from dsl_train.bench.recommend import Recommendation, recommend
+from dsl_train.bench.replay import measured_price
 from dsl_train.evidence.evidence import Evidence, gather
+from dsl_train.evidence.inputs import from_folders
 from dsl_train.evidence.report_data import ReportData
 from dsl_train.report import plots, sections, style
 from dsl_train.report.tables import as_gain, with_interval
@@ -28,6 +33,28 @@ def build_report(
     evidence = gather(data, costs, seed)
     advice = recommend(data.tuned_on, data.held_out, data.price, data.predictor)
     return write_report(folder, evidence, advice, live)
+
+
+def open_report(config: BenchConfig) -> Callable[[Any], Path]:
+    """A function that takes the benchmark's result, writes the report and returns its page. What the report needs is
+    read now, before anything is timed.
+
+    Raises DslError for traces, a predictor or a folder that cannot be used.
+    """
+    folder = Path(str(config.report))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DslError(f"report folder {folder} cannot be made ({error}); choose another with --report") from error
+    data = from_folders(config.traces, config.tune_on, config.predictor, config.draft, config.threshold)
+
+    def write(result: Any) -> Path:
+        live = result if isinstance(result, LiveResult) else None
+        cost = live.cost if live else result if isinstance(result, CostProfile) else None
+        cost = cost or next(iter(measured_price(config)), data.cost)
+        return build_report(folder, replace(data, cost=cost), config.c, config.seed, live)
+
+    return write
 
 
 def write_report(

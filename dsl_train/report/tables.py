@@ -1,18 +1,18 @@
 """Tables on the terminal. Knows results; computes nothing but units."""
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from dsl_train.base.cost import CostProfile
 from dsl_train.bench.config import AUTOREGRESSIVE, is_learned
-from dsl_train.bench.live import GroupResult, LiveResult, PolicyResult
-from dsl_train.bench.lossless import VerifyResult
+from dsl_train.bench.distribution import POWER
+from dsl_train.bench.live import GroupResult, LiveResult, Mismatch, PolicyResult
+from dsl_train.bench.lossless import FALSE_ALARM, LawCheck, VerifyResult
 from dsl_train.bench.replay import ReplayTable
 from dsl_train.bench.statistics import Interval
-from dsl_train.report.verdict import verdict
 
 _MAX_MISMATCHES = 10
 _UNLIMITED = 10_000  # columns, more than any table has
@@ -98,10 +98,7 @@ def live_remarks(result: LiveResult) -> list[Text]:
         )
     if result.greedy and not result.mismatches:
         remarks.append("every output equals the target's own, token by token")
-    texts = [Text(remark) for remark in remarks]
-    for mismatch in result.mismatches[:_MAX_MISMATCHES]:
-        differs = f"token {mismatch.index} is {mismatch.found}, the target's own is {mismatch.expected}"
-        texts.append(Text(f"DIFFERENT {mismatch.policy}, prompt {mismatch.prompt_id}: {differs}", style="bold red"))
+    texts = [*map(Text, remarks), *map(_mismatch_line, result.mismatches[:_MAX_MISMATCHES])]
     if result.mismatches:
         texts.append(Text(_mismatch_summary(result), style="bold red" if result.failed else ""))
     return texts
@@ -170,6 +167,49 @@ def cost_table(cost: CostProfile) -> Table:
     table.add_row("c_eff (one more draft token, all included)", "", f"{cost.c_eff:.3f}")
     table.add_row("jump (drafting at all)", "", f"{cost.jump:.3f}")
     return table
+
+
+def verdict(result: VerifyResult) -> Group:
+    return Group(_law_table(result), *map(_mismatch_line, result.mismatches[:_MAX_MISMATCHES]), *_remarks(result))
+
+
+def _law_table(result: VerifyResult) -> Table:
+    sampling = result.sampling
+    settings = f"temperature {sampling.temperature:g}, top_k {sampling.top_k}, top_p {sampling.top_p:g}"
+    table = _table(f"first tokens against the target's exact law: {settings}")
+    table.add_column("prompt", no_wrap=True)
+    for header in ("texts", "cells", "chi-square", "p-value", "would have seen", "verdict"):
+        table.add_column(header, justify="right")
+    for check in result.laws:
+        table.add_row(*_law_row(check), style="" if check.passed else "bold red")
+    return table
+
+
+def _law_row(check: LawCheck) -> list[str]:
+    fit = check.fit
+    numbers = [str(fit.num_draws), str(fit.num_cells), f"{fit.statistic:.1f}", f"{fit.p_value:.2g}"]
+    return [check.policy, check.prompt_id, *numbers, f"{fit.detectable:.1%}", "ok" if check.passed else "BIASED"]
+
+
+def _mismatch_line(mismatch: Mismatch) -> Text:
+    differs = f"token {mismatch.index} is {mismatch.found}, the target's own is {mismatch.expected}"
+    return Text(f"DIFFERENT {mismatch.policy}, prompt {mismatch.prompt_id}: {differs}", style="bold red")
+
+
+def _remarks(result: VerifyResult) -> list[Text]:
+    tested = f"{len(result.policies)} policies on {result.num_prompts} prompts"
+    rounding = "" if result.dtype == "float32" else f" ({result.dtype}: rounding alone can do that; verify in float32)"
+    if result.mismatches:
+        greedy = f"greedy: {len(result.mismatches)} texts of {tested} are not the target's own"
+    else:
+        greedy = f"greedy: every text of {tested}, and of transformers, is the target's own"
+    sampled = (
+        f"sampled: {len(result.biased)} of {len(result.laws)} laws differ from the target's (p < {result.level:.1g}); "
+        f"a lossless run is accused once in {1 / FALSE_ALARM:.0f} times, "
+        f"a bias that moves the stated share of texts is seen {POWER:.0%} of the time"
+    )
+    final = "LOSSLESS" if result.lossless else f"NOT LOSSLESS{rounding}"
+    return [Text(greedy), Text(sampled), Text(final, style="bold" if result.lossless else "bold red")]
 
 
 def _table(title: str, first_column: str = "policy") -> Table:

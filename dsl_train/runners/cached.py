@@ -23,7 +23,7 @@ class CachedModel:
     """A causal language model with the cache of one sequence.
 
     It feeds whatever is not cached yet: after a block accepted whole the draft lags by a token, after rounds without
-    drafts by several, and nobody needs to know.
+    drafts by several, and the caller need not know.
     """
 
     _compiled: compiled.CompiledDecoder | None = None

@@ -59,7 +59,7 @@ class CompiledDecoder:
             self._buffers = self.graphs.buffers(start + width, self._buffers, start)
         padded = functional.pad(token_ids, (0, width - num_fed)) if width > num_fed else token_ids
         rows = self.graphs.run(padded, start, self._buffers, keep + width - num_fed)
-        return [row[:keep] for row in rows]  # behind them what the padding says; what is fed next overwrites its traces
+        return [row[:keep] for row in rows]  # the rest is padding's; what is fed next overwrites its keys
 
     def truncate(self, num_removed: int) -> int:
         """Nothing to do: what is fed next overwrites."""
@@ -148,8 +148,8 @@ _compiled: WeakKeyDictionary[PreTrainedModel, Graphs] = WeakKeyDictionary()
 
 
 def warm_up(target: PreTrainedModel, draft: PreTrainedModel, backend: str = "inductor") -> float:
-    """Compile the models, those that can be and are not yet; from then on whoever caches one runs its graphs. Says in
-    the log which runs as before, and why. Returns the seconds it took."""
+    """Compile the models that can be and are not yet; every cache made from then on runs their graphs. The log says
+    which model runs as before, and why. Returns the seconds it took."""
     began = time.perf_counter()
     for model, widths in ((target, WIDTHS), (draft, DRAFT_WIDTHS)):
         name = model.name_or_path or type(model).__name__

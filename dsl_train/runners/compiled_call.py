@@ -1,8 +1,8 @@
 """A compiled graph, called directly.
 
-torch.compile's way into its graph, from the interpreter's frame to the order of the inputs, takes as long as a layer of
-a small model. Here it is gone once, the inputs it arrives with are kept, and from then on only those of a text
-are exchanged.
+torch.compile's entry to its graph, from the interpreter's frame to the order of the inputs, takes as long as a layer of
+a small model. Here it is used once; the inputs that the graph was called with are kept, and from then on only those
+that belong to a text are exchanged.
 """
 
 from collections.abc import Callable, Sequence

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from dsl_train.runners.cached import context_length
 from dsl_train.runners.kv_cache import reserve
 from dsl_train.runners.llama import Attention, LlamaLayers, fits
-from dsl_train.runners.padded import PaddedModel
+from dsl_train.runners.padded import BranchGrid, PaddedModel
 
 #: Read in one go [tokens]: hundreds keep the arithmetic busy, and what lies between the weights stays in the cache.
 _AT_ONCE = 512
@@ -51,7 +51,7 @@ class PackedModel:
         begins = self.padding.tolist()
 
         def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            """Text by text, so that nobody reads another's padding."""
+            """Text by text, so that none reads the padding of another."""
             texts = zip(begins, queries.split(1), keys.split(1), values.split(1), strict=True)
             return torch.cat(
                 [
@@ -127,40 +127,28 @@ class PackedModel:
 
 
 class PackedBranches:
-    """n continuations within the cache of their texts: each sees its text up to where it leaves, and itself."""
+    """Continuations within the cache of their texts."""
 
     def __init__(self, texts: PackedModel, rows: torch.Tensor, lengths: torch.Tensor) -> None:  # [n] each
         self._texts, self._positions = texts, lengths
-        counts = torch.bincount(rows, minlength=len(texts.padding))
-        self._shape = len(counts), int(counts.max())
-        first = counts.cumsum(0) - counts
-        self._places = rows * self._shape[1] + torch.arange(len(rows)) - first[rows]  # [n] in the grid [B * w]
-        begin, ends = texts.padding[:, None, None], self._on_grid(lengths).view(*self._shape, 1)
-        columns = torch.arange(texts.length)
-        self._visible = (columns >= begin) & (columns < begin + ends)  # [B, w, L]
-        self._itself = torch.eye(self._shape[1], dtype=torch.bool).expand(self._shape[0], -1, -1)
+        self._grid = BranchGrid(texts.padding, texts.length, rows, lengths)
 
     def feed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits after the one token of each branch, [n, 1]: [n, 1, V]."""
-        start = self._visible.shape[-1]
-        self._visible = torch.cat([self._visible, self._itself], dim=-1)
-        self._texts.reserve(self._visible.shape[-1])
-        mask = self._texts.mask(self._visible)[:, None]  # [B, 1, r * w, L]
+        visible = self._grid.grow()  # [B, w, L]
+        num_columns = visible.shape[-1]
+        self._texts.reserve(num_columns)
+        mask = self._texts.mask(visible)[:, None]  # [B, 1, r * w, L]
         attend = partial(functional.scaled_dot_product_attention, attn_mask=mask)
-        attend_to_cache = self._texts.over_cache(self._shape[0], slice(start, self._visible.shape[-1]), attend)
+        num_texts, num_fed = self._grid.shape
+        attend_to_cache = self._texts.over_cache(num_texts, slice(num_columns - num_fed, num_columns), attend)
 
         def attend_on_grid(i: int, *parts: torch.Tensor) -> torch.Tensor:
-            return attend_to_cache(i, *map(self._on_grid, parts))[self._places]
+            return attend_to_cache(i, *map(self._grid.spread, parts))[self._grid.places]
 
         logits = self._texts.logits(token_ids[:, 0], self._positions, attend_on_grid)
         self._positions = self._positions + 1
         return logits[:, None]
-
-    def _on_grid(self, values: torch.Tensor) -> torch.Tensor:
-        """[n, ...] to [B * w, ...], 0 where a text has fewer branches."""
-        grid = values.new_zeros((self._shape[0] * self._shape[1], *values.shape[1:]))
-        grid[self._places] = values
-        return grid
 
 
 def _groups(texts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """A batch of texts of different lengths through one model, with branches that leave them.
 
-Like `runner.py`, this touches KV caches; no other module does. Letters: B texts, T cached columns, C columns at a time,
+Letters: B texts, T cached columns, C columns at a time,
 n branches, w branches of the text that has most, V vocabulary. Texts begin padded on the left and are read on together:
 
     column       0   1   2   3   4
@@ -72,11 +72,40 @@ class PaddedModel:
         return narrowed(self.model, output.logits)
 
 
-class Branches:
-    """n continuations within the cache of their texts: each sees its text up to where it leaves, and itself.
+class BranchGrid:
+    """n continuations side by side, w places for each text; each sees its text up to where it leaves, and itself."""
 
-    The branches of a text stand side by side as w queries over one row of keys, so that nothing is copied.
-    """
+    def __init__(
+        self,
+        padding: torch.Tensor,  # [B]
+        num_columns: int,
+        rows: torch.Tensor,  # [n] rising
+        lengths: torch.Tensor,  # [n]
+    ) -> None:
+        counts = torch.bincount(rows, minlength=len(padding))
+        self.shape = len(padding), int(counts.max())
+        first = counts.cumsum(0) - counts
+        self.places = rows * self.shape[1] + torch.arange(len(rows), device=rows.device) - first[rows]  # [n] in [B * w]
+        columns, begin = torch.arange(num_columns, device=rows.device), padding[:, None, None]
+        ends = self.spread(lengths).view(*self.shape, 1)
+        self.visible = (columns >= begin) & (columns < begin + ends)  # [B, w, T]
+        self._itself = torch.eye(self.shape[1], dtype=torch.bool, device=rows.device).expand(len(padding), -1, -1)
+
+    def grow(self) -> torch.Tensor:
+        """What is visible once each continuation has one more token: w more columns."""
+        self.visible = torch.cat([self.visible, self._itself], dim=-1)
+        return self.visible
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, ...] to [B * w, ...], 0 where a text has fewer branches."""
+        spread = values.new_zeros((self.shape[0] * self.shape[1], *values.shape[1:]))
+        spread[self.places] = values
+        return spread
+
+
+class Branches:
+    """Continuations within the cache of their texts. Those of a text are w queries over one row of keys, so that
+    nothing is copied."""
 
     def __init__(
         self,
@@ -87,40 +116,30 @@ class Branches:
         lengths: torch.Tensor,  # [n]
     ) -> None:
         self.model, self._cache = model, cache
-        counts = torch.bincount(rows, minlength=len(padding))
-        self._shape = len(padding), int(counts.max())
-        first = counts.cumsum(0) - counts
-        self._places = rows * self._shape[1] + torch.arange(len(rows), device=rows.device) - first[rows]  # [n]
-        self._positions = self._spread(lengths)  # [B, w]
-        columns = torch.arange(cache.get_seq_length(), device=rows.device)
-        begin = padding[:, None, None]
-        self._visible = (columns >= begin) & (columns < begin + self._positions[..., None])  # [B, w, T]
-        self._itself = torch.eye(self._shape[1], dtype=torch.bool, device=rows.device).expand(len(padding), -1, -1)
+        self._grid = BranchGrid(padding, cache.get_seq_length(), rows, lengths)
+        self._positions = self._on_grid(lengths)
 
     def feed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits after the one token of each branch, [n, 1]: [n, 1, V]."""
-        self._visible = torch.cat([self._visible, self._itself], dim=-1)
+        visible = self._grid.grow()
         hidden = torch.finfo(self.model.dtype).min
-        mask = torch.zeros_like(self._visible, dtype=self.model.dtype).masked_fill_(~self._visible, hidden)
+        mask = torch.zeros_like(visible, dtype=self.model.dtype).masked_fill_(~visible, hidden)
         output = self.model(
-            input_ids=self._spread(token_ids[:, 0]),
+            input_ids=self._on_grid(token_ids[:, 0]),
             attention_mask=mask[:, None],
             position_ids=_positions(self.model, self._positions),
             past_key_values=self._cache,
             use_cache=True,
         )
         self._positions = self._positions + 1
-        return narrowed(self.model, output.logits.flatten(0, 1)[self._places])[:, None]
+        return narrowed(self.model, output.logits.flatten(0, 1)[self._grid.places])[:, None]
 
-    def _spread(self, values: torch.Tensor) -> torch.Tensor:
-        """[n] to [B, w], 0 where a text has fewer branches."""
-        spread = values.new_zeros(self._shape)
-        spread.view(-1)[self._places] = values
-        return spread
+    def _on_grid(self, values: torch.Tensor) -> torch.Tensor:  # [n] -> [B, w]
+        return self._grid.spread(values).view(self._grid.shape)
 
 
 def _positions(model: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor:
-    """Padding and what is read past a text's end stay inside the context; nobody looks at it."""
+    """Padding, and what is read past a text's end, stay inside the context; their logits are not used."""
     return positions.clamp(0, context_length(model) - 1)
 
 
