@@ -95,7 +95,7 @@ def test_traces_of_another_version_are_named_with_both(tmp_path):
     manifest = json.loads((write_folder(tmp_path) / "manifest.json").read_text())
     manifest["schema"] = {"version": 9}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DslError, match=r"version 9, but version 1 is read here; collect again"):
+    with pytest.raises(DslError, match=r"version 9, but version 2 and older are read here; collect again"):
         open_traces([tmp_path])
 
 

@@ -5,9 +5,12 @@ sum(min(target, draft)) of the next, before that one is drawn. No predictor that
 more. `clairvoyant` also sees min(1, target/draft) of the tokens that it has yet to draw, so it knows where to stop
 before it begins: no policy can do that, and none that does not see the coins is faster.
 
-Both know this wherever the traces do: up to and with the first rejected draft. Behind it the target has not been run;
-there they know the draft's own distribution, and take the mean acceptance that goes with its largest probability on
-the text. When greedy, acceptance is certain: both are the `oracle`.
+Where rounds are judged by block, both know the weights w instead (`traces/blocks.py`): `ceiling` the expectation of w
+given all tokens drafted so far, `clairvoyant` also the ratio of the next one.
+
+Token by token, both know this wherever the traces do: up to and with the first rejected draft. After it the target has
+not been run; there they know the draft's own distribution, and take the mean acceptance that goes with its largest
+probability on the text. When greedy, acceptance is certain: both are the `oracle`.
 
 Letters: N decisions, S starts, M trace rows.
 """
@@ -15,7 +18,8 @@ Letters: N decisions, S starts, M trace rows.
 import numpy as np
 
 from dsl_train.base.cost import Price
-from dsl_train.replay.rounds import ReplayResult, draft_rows, replay_survival, solve_thresholds
+from dsl_train.replay.rounds import ReplayResult, replay_survival, solve_thresholds
+from dsl_train.traces.blocks import draft_rows, expected_weights
 from dsl_train.traces.decisions import Decisions
 
 CEILINGS = ("ceiling", "clairvoyant")
@@ -29,7 +33,15 @@ def replay_ceiling(decisions: Decisions, name: str, price: Price) -> ReplayResul
 
 
 def known_survival(decisions: Decisions, foresees: bool = False) -> np.ndarray:
-    """[N] P(all tokens drafted and the next one are accepted); `foresees`: the next one is known, too."""
+    """[N] P(all tokens drafted and the next one are kept); `foresees`: the next one is known, too."""
+    by_block = decisions.by_block[decisions.sequence]
+    if by_block.all():
+        return expected_weights(decisions, foresees)
+    survival = _known_by_token(decisions, foresees)
+    return np.where(by_block, expected_weights(decisions, foresees), survival) if by_block.any() else survival
+
+
+def _known_by_token(decisions: Decisions, foresees: bool) -> np.ndarray:
     ratio, prob, mean = _acceptances(decisions)
     coming = ratio if foresees else prob
     survival = np.empty(len(decisions))

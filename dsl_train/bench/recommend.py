@@ -21,13 +21,13 @@ from dsl_train.base.cost import CostProfile, Price, rule_at
 from dsl_train.predictor.runtime import Predictor
 from dsl_train.replay.rounds import (
     ReplayResult,
-    draft_rows,
     replay_answers,
     replay_lookahead,
     replay_static,
     replay_survival,
     start_numbers,
 )
+from dsl_train.traces.blocks import draft_rows
 from dsl_train.traces.decisions import Decisions
 
 PROBS = (0.0, *(i / 20 for i in range(1, 20)))

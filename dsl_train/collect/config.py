@@ -61,6 +61,10 @@ class CollectConfig:
     """Draft steps recorded after a rejected token."""
     tail_fraction: float = 1.0
     """Share of the rejected tokens that get such a tail, chosen at random."""
+    verification: Literal["block", "token"] | None = None
+    """How the rounds that are recorded judge a sampled block: as a whole or token by token (docs/sampling.md); greedy
+    texts know no difference. block takes the target once more over every tail, and one tail for every token. Default:
+    block if the temperature is above 0 and the method hindsight, else token."""
     part_size: int = 16
     """Prompts per part: what a kill can cost."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -115,8 +119,17 @@ class CollectConfig:
             raise ValueError(f"shard_index is {self.shard_index} but num_shards {self.num_shards}; it counts from 0")
         if self.responses is not None and self.method == "oracle":
             raise ValueError("method oracle decodes by itself and cannot use responses; choose hindsight")
+        if self.verification == "block" and self.method == "oracle":
+            raise ValueError("method oracle verifies token by token; choose hindsight for verification block")
         if self.executor == "local" and (self.num_actors > 1 or self.gpus_per_actor):
             raise ValueError("num_actors and gpus_per_actor are for executor ray, which is local")
+
+    @property
+    def by_block(self) -> bool:
+        """Whether rounds judged by block are recorded."""
+        if self.verification is None:
+            return self.method == "hindsight" and not self.sampling.greedy
+        return self.verification == "block"
 
     @property
     def sampling(self) -> Sampling:

@@ -13,12 +13,22 @@ import torch
 
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
+from dsl_train.collect.blocks import BlockReader
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import choose, couple
 from dsl_train.collect.reading import Batch, Chunk, Text
 from dsl_train.collect.responses import is_possible, refusal
 from dsl_train.collect.tails import TailReader, block_rows
-from dsl_train.collect.text import MODEL_FAILURES, CollectedText, Labels, Reject, Request, text_rows
+from dsl_train.collect.text import (
+    MODEL_FAILURES,
+    CollectedText,
+    Labels,
+    Reject,
+    Request,
+    block_columns,
+    text_rows,
+)
+from dsl_train.loop.verify import acceptance
 from dsl_train.pair.loading import Pair
 from dsl_train.runners.cached import context_length
 from dsl_train.runners.padded import check_padded
@@ -78,12 +88,18 @@ class HindsightCollector:
     def _read(self, requests: Sequence[Request]) -> list[CollectedText | Reject]:
         batch = Batch(self.pair, requests, [self._limit(request) for request in requests], self.config.tail_length)
         texts, rows = batch.texts, []
+        blocks = BlockReader(self.pair, self.config, self.context) if self.config.by_block else None
         while batch.texts:
             chunk = batch.read(self._chunk_size(len(batch.texts)))
             depth_0 = self._label(chunk, self._check and batch.is_logged)
-            rows += [depth_0, *self._tails.read(chunk, depth_0, batch.draft)]
+            rows.append(depth_0)
+            if blocks:
+                rows += blocks.read(chunk, depth_0, batch.target, batch.draft)
+            else:
+                rows += self._tails.read(chunk, depth_0, batch.draft)
             batch.drop_finished()
-        return self._finish(texts, join_rows(rows))
+        found = join_rows(rows)
+        return self._finish(texts, found | blocks.kept(texts, found) if blocks else found)
 
     def _limit(self, request: Request) -> int:
         if request.response_token_ids is not None:
@@ -111,20 +127,28 @@ class HindsightCollector:
         """Rows at some of a chunk's places, all sampled alike."""
         target_logits, draft_logits = (x.flatten(0, 1)[places] for x in (chunk.target_logits, chunk.draft_logits))
         committed, luck = (x.flatten(0, 1)[places] for x in (chunk.token_ids, chunk.luck))
-        target_probs = None if sampling.greedy else sampling.probs(target_logits)
+        by_block = self.config.by_block
+        target_probs = None if sampling.greedy and not by_block else sampling.probs(target_logits)
         if check:
             possible = is_possible(target_logits, target_probs, committed)
             if not possible.all():
                 self._refuse(chunk, sampling, places[~possible])
                 return self._label_block(chunk, sampling, places[possible], check=False)
-        if target_probs is None:
+        draft_probs = None if target_probs is None else sampling.of_draft.probs(draft_logits)
+        if target_probs is None or draft_probs is None:
             labels = Labels.greedy(choose(sampling, draft_logits, luck[:, 2]), committed)
+        elif by_block:
+            accepted = luck[:, 1] < acceptance(draft_probs, target_probs, committed.tolist())
+            labels = Labels.of(target_probs, draft_probs, committed, committed, accepted)
         else:
-            labels = couple(target_probs, sampling.of_draft.probs(draft_logits), committed, luck[:, 1], luck[:, 2])
+            labels = couple(target_probs, draft_probs, committed, luck[:, 1], luck[:, 2])
         texts, positions = np.divmod(places.cpu().numpy(), chunk.token_ids.shape[1])
         index = np.array([len(text.request.prompt_token_ids) for text in chunk.texts])[texts] + chunk.done + positions
         numbers = np.array([text.number for text in chunk.texts], np.int64)[texts]
-        return {"sequence_id": numbers, **text_rows(index, labels, draft_logits, target_logits, sampling)}
+        rows = {"sequence_id": numbers, **text_rows(index, labels, draft_logits, target_logits, sampling)}
+        if by_block and target_probs is not None and draft_probs is not None:
+            rows |= block_columns(target_probs, draft_probs, committed)
+        return rows
 
     def _refuse(self, chunk: Chunk, sampling: Sampling, places: torch.Tensor) -> None:
         """Put the texts at these places, which rise, aside for the first impossible token of each."""

@@ -60,7 +60,7 @@ class Plan:
             },
             "prompts": {"number": len(self.inputs.tasks), "hash": self.inputs.hash},
             "shard": asdict(self.shard),
-            "schema": {"version": schema.TRACE_VERSION},
+            "schema": {"version": schema.BLOCK_TRACE_VERSION if self.config.by_block else schema.TRACE_VERSION},
         }
 
 

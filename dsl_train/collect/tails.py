@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import choose
@@ -57,15 +58,12 @@ class TailReader:
         self.draft, self.config, self.context = pair.draft, config, context
         self._ends = np.array(sorted(pair.eos_token_ids), np.int64)
         self._block = block_rows(pair)
-        self._shares_cache = pair.draft.config.is_encoder_decoder or shares_cache(pair.draft)
 
     def read(self, chunk: Chunk, rows: Rows, reader: Reader) -> list[Rows]:
         """Rows of depth 1 .. R after the rejected tokens among a chunk's depth-0 `rows`; `reader` is the draft that
         has read the chunk, and is left as it was."""
         leaving = self._leaving(chunk, rows)
-        size = max(1, _REREAD_TOKENS // int(leaving.index.max(initial=1)))
-        if self._shares_cache:
-            size = max(1, len(leaving))
+        size = at_once(leaving.index, self.draft)
         parts = (leaving[first : first + size] for first in range(0, len(leaving), size))
         return [rows for part in parts for rows in self._read_part(chunk, part, reader)]
 
@@ -89,7 +87,7 @@ class TailReader:
         groups = chunk.by_sampling(torch.tensor(leaving.texts))
         numbers = np.array([text.number for text in chunk.texts], np.int64)[leaving.texts]
         going_on = np.ones(len(leaving), bool)
-        with self._branches(chunk, leaving, reader) as branches:
+        with branches_of(self.draft, reader, chunk, leaving.texts, leaving.index) as branches:
             for depth in range(1, self.config.tail_length + 1):
                 logits = branches.feed(token_ids[:, None])[:, 0]  # [n, V]
                 for sampling, part in [(s, part) for s, group in groups for part in group.split(self._block)]:
@@ -102,17 +100,26 @@ class TailReader:
                 if not going_on.any():
                     break
 
-    def _branches(
-        self, chunk: Chunk, leaving: _Leaving, reader: Reader
-    ) -> AbstractContextManager[Branches | PackedBranches | EncodedBranches | PaddedModel]:
-        if self._shares_cache:
-            texts, index = (
-                torch.tensor(x, dtype=torch.int64, device=reader.device) for x in (leaving.texts, leaving.index)
-            )
-            return reader.branches(texts, index)
-        return nullcontext(
-            PaddedModel(
-                self.draft,
-                [chunk.texts[i].token_ids[:end] for i, end in zip(leaving.texts, leaving.index, strict=True)],
-            )
-        )
+
+def can_share_cache(model: PreTrainedModel) -> bool:
+    """Whether branches of its texts can use the caches of these."""
+    return bool(model.config.is_encoder_decoder) or shares_cache(model)
+
+
+def branches_of(
+    model: PreTrainedModel, reader: Reader, chunk: Chunk, texts: np.ndarray, index: np.ndarray
+) -> AbstractContextManager[Branches | PackedBranches | EncodedBranches | PaddedModel]:
+    """Continuations of texts of the chunk, `texts` [n] rising, after their first `index` [n] tokens."""
+    if can_share_cache(model):
+        rows, lengths = (torch.tensor(x, dtype=torch.int64, device=reader.device) for x in (texts, index))
+        return reader.branches(rows, lengths)
+    return nullcontext(
+        PaddedModel(model, [chunk.texts[i].token_ids[:end] for i, end in zip(texts, index, strict=True)])
+    )
+
+
+def at_once(index: np.ndarray, *models: PreTrainedModel) -> int:
+    """How many branches that leave at `index` are read together."""
+    if all(map(can_share_cache, models)):
+        return max(1, len(index))
+    return max(1, _REREAD_TOKENS // int(index.max(initial=1)))

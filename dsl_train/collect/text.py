@@ -18,7 +18,7 @@ import torch
 
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
-from dsl_train.base.schema import TOP
+from dsl_train.base.schema import BLOCK_COLUMNS, GAIN_WEIGHTS, TOP
 from dsl_train.features.primitives import draft_primitives, target_primitives
 from dsl_train.loop.verify import acceptance
 from dsl_train.pair.prompt import EncodedPrompt, PairPrompt
@@ -205,6 +205,18 @@ def tail_rows(
         "accepted": np.zeros(count, bool),
         "text_token_id": np.full(count, -1, np.int32),
     }
+
+
+def block_columns(
+    target_probs: torch.Tensor,  # [N, V] float32
+    draft_probs: torch.Tensor,  # [N, V]
+    drafted: torch.Tensor,  # [N] int64
+) -> Rows:
+    """What is also recorded of a draft where rounds are judged by block, but for `kept`."""
+    token_probs = [probs.gather(-1, drafted[:, None])[:, 0].log() for probs in (target_probs, draft_probs)]
+    gains = [torch.minimum(weight * target_probs, draft_probs).sum(-1) for weight in GAIN_WEIGHTS]
+    columns = torch.stack([token_probs[0] - token_probs[1], *gains]).float().cpu().numpy()
+    return dict(zip(BLOCK_COLUMNS, columns, strict=False))  # `kept` is the last of them
 
 
 def _draft_columns(drafted: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> Rows:

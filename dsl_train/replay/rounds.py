@@ -212,14 +212,6 @@ def start_numbers(decisions: Decisions, result: ReplayResult) -> np.ndarray:
     return firsts + result.start - decisions.start_index[firsts]
 
 
-def draft_rows(decisions: Decisions, starts: np.ndarray, position: int) -> np.ndarray:
-    """Trace row of the draft number `position` (from 0) of each of `starts`; -1 after the end of the recorded tail."""
-    run = decisions.run[starts].astype(np.int64)
-    last = starts + np.minimum(position, run)  # number of the start at the last draft on the text
-    depth = np.maximum(0, position - run)
-    return np.where(depth <= decisions.num_tail[last], decisions.row[last] + depth, -1)
-
-
 def solve_thresholds(decisions: Decisions, survival: np.ndarray, prices: Sequence[Price]) -> list[float]:
     """For each price, the survival above which another draft pays; `survival` is [N].
 

@@ -24,6 +24,7 @@ from dsl_train.base.records import DraftPrimitives, DslError
 from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.features.state import BlockState, TextState
 from dsl_train.features.vector import assemble
+from dsl_train.traces.blocks import expected_weights
 from dsl_train.traces.round_starts import RoundStarts, offsets
 from dsl_train.traces.store import Traces, TraceSequence
 
@@ -55,8 +56,10 @@ class Decisions:
     and than `max_lookahead`, the recorded tail ends too early."""
     row: np.ndarray
     """[S] int64: trace row of the draft prediction at this start."""
-    num_tail: np.ndarray
-    """[S] int32: tail rows recorded after a rejected draft at this start."""
+    rejected: np.ndarray
+    """[S] int64: trace row of the first draft that is not kept; -1 where none is recorded."""
+    num_after: np.ndarray
+    """[S] int32: rows recorded after that one."""
     bounds: np.ndarray
     """[Q + 1] int64: the starts of sequence q are `bounds[q]:bounds[q + 1]`."""
     source: np.ndarray
@@ -98,7 +101,33 @@ class Decisions:
     @property
     def soft_survival(self) -> np.ndarray:
         """[N] float32: survival with the last random draw averaged out: Σ min(target, draft) of the next token on the
-        text, 0 after a rejected one. It has the same mean as `survival` given any features, and less noise."""
+        text, 0 after a rejected one; of blocks Σ min(w * target, draft), w being the weight of what is drafted. It has
+        the same mean as `survival` given any features, and less noise."""
+        soft = self._soft_by_token()
+        by_block = self.by_block[self.sequence]
+        return np.where(by_block, expected_weights(self), soft) if by_block.any() else soft
+
+    @property
+    def by_block(self) -> np.ndarray:
+        """[Q] bool: whether rounds of that text are judged by block."""
+        return self.traces.by_block[self.source]
+
+    @property
+    def verification(self) -> str | None:
+        """`block` or `token`: how rounds of the sampled texts are judged; None without any.
+
+        Raises DslError if some are judged one way and some the other.
+        """
+        sampled = np.array([sequence.temperature > 0 for sequence in self.traces.sequences])
+        found = set(self.traces.by_block[sampled].tolist())
+        if len(found) > 1:
+            raise DslError(
+                "some sampled texts were collected with --verification block and some with token; train on those of "
+                "one kind, or collect them again"
+            )
+        return {True: "block", False: "token"}[found.pop()] if found else None
+
+    def _soft_by_token(self) -> np.ndarray:
         of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
         on_text = np.flatnonzero(self.position <= self.run[of_start])
         soft = np.zeros(len(self), dtype=np.float32)
@@ -138,14 +167,16 @@ class Decisions:
         draft, where only some rejected drafts, chosen at random, got a tail."""
         run = np.repeat(self.run, self.num_decisions)
         fraction = _tail_fractions(self.traces)[self.source][self.sequence]
-        return np.where(self.position > run + 1, 1.0 / np.maximum(fraction, 1e-6), 1.0).astype(np.float32)
+        known = run + ~self.by_block[self.sequence]  # a round judged token by token has its rejected draft recorded
+        return np.where(self.position > known, 1.0 / np.maximum(fraction, 1e-6), 1.0).astype(np.float32)
 
     def drafted(self, column: str) -> np.ndarray:
         """[N] a column of the trace rows, for the token drafted last; 0 where there is none."""
         of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
         before = np.maximum(self.position.astype(np.int64) - 1, 0)
-        on_text = np.minimum(before, self.run[of_start])
-        rows = self.row[of_start + on_text] + before - on_text
+        run = self.run[of_start].astype(np.int64)
+        on_text = self.row[of_start + np.minimum(before, np.maximum(run - 1, 0))]
+        rows = np.where(before < run, on_text, self.rejected[of_start] + before - run)
         return np.where(self.position > 0, self.traces.rows[column][rows], 0.0)
 
     def select(self, keep: np.ndarray) -> "Decisions":
@@ -153,7 +184,7 @@ class Decisions:
         per_decision, per_start = keep[self.sequence], np.repeat(keep, np.diff(self.bounds))
         masks = {
             **dict.fromkeys(("features", "survival", "position", "start", "sequence"), per_decision),
-            **dict.fromkeys(("run", "limit", "row", "num_tail"), per_start),
+            **dict.fromkeys(("run", "limit", "row", "rejected", "num_after"), per_start),
             "source": keep,
         }
         chosen = {name: getattr(self, name)[mask] for name, mask in masks.items()}
@@ -169,12 +200,12 @@ class Decisions:
         """[<= count] trace rows of the tokens drafted from start number `start` on, shorter where the tail ends;
         `count` is at most `limit[start]`."""
         run = int(self.run[start])
-        on_text = self.row[start : start + min(count, run + 1)]
-        if count <= run + 1:
+        on_text = self.row[start : start + min(count, run)]
+        rejected = int(self.rejected[start])
+        if count <= run or rejected < 0:
             return on_text
-        rejected = int(self.row[start + run])
-        num_tail = min(count - run - 1, int(self.num_tail[start + run]))
-        return np.concatenate([on_text, np.arange(rejected + 1, rejected + 1 + num_tail)])
+        num_beyond = min(count - run, 1 + int(self.num_after[start]))
+        return np.concatenate([on_text, np.arange(rejected, rejected + num_beyond)])
 
 
 def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
@@ -183,8 +214,7 @@ def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
     Raises DslError where the rows of a text do not cover its response.
     """
     starts = RoundStarts.of(traces)
-    known = starts.run + starts.tail_after + 2  # decisions with a recorded past, the one after the tail included
-    counts = np.minimum(np.minimum(starts.limit, max_lookahead), known).astype(np.int64)
+    counts = np.minimum(np.minimum(starts.limit, max_lookahead), starts.known).astype(np.int64)
     first = offsets(counts)
     of_start = np.repeat(np.arange(len(counts)), counts)  # [N]
     position = np.arange(len(of_start)) - first[of_start]
@@ -198,7 +228,8 @@ def build(traces: Traces, max_lookahead: int = 16) -> Decisions:
         run=starts.run,
         limit=starts.limit,
         row=starts.row,
-        num_tail=starts.num_tail,
+        rejected=starts.rejected,
+        num_after=starts.num_after,
         bounds=starts.bounds,
         source=np.arange(len(traces.sequences)),
         traces=traces,
@@ -230,7 +261,9 @@ def _features(traces: Traces, starts: RoundStarts, counts: np.ndarray) -> np.nda
         local_rows = (starts.row[span] - first).tolist()
         columns = {name: column[first:last] for name, column in traces.rows.items()}
         buffer = array("f")
-        for vector in _vectors(sequence, columns, local_rows, starts.run[span].tolist(), counts[span].tolist()):
+        rejected = (starts.rejected[span] - first).tolist()
+        runs = starts.run[span].tolist()
+        for vector in _vectors(sequence, columns, local_rows, runs, rejected, counts[span].tolist()):
             buffer.extend(vector)
         block = np.frombuffer(buffer, dtype=np.float32).reshape(-1, len(FEATURE_NAMES))
         vectors[done : done + len(block)] = block
@@ -239,10 +272,15 @@ def _features(traces: Traces, starts: RoundStarts, counts: np.ndarray) -> np.nda
 
 
 def _vectors(
-    sequence: TraceSequence, columns: dict[str, np.ndarray], rows: list[int], runs: list[int], counts: list[int]
+    sequence: TraceSequence,
+    columns: dict[str, np.ndarray],
+    rows: list[int],
+    runs: list[int],
+    rejected: list[int],
+    counts: list[int],
 ) -> Iterator[list[float]]:
-    """The vectors of one text, start by start. `rows`, `runs` and `counts` are per start; rows count from the text's
-    own first row, which is the prediction of the response's first token."""
+    """The vectors of one text, start by start. `rows`, `runs`, `rejected` and `counts` are per start; rows count from
+    the text's own first row, which is the prediction of the response's first token."""
     if not rows:
         return
     text = TextState(sequence.prompt_token_ids.tolist(), float(sequence.temperature))
@@ -261,8 +299,7 @@ def _vectors(
             for j in rows[i : i + split]:
                 block.append(drafts[j])
                 yield assemble(block)
-            tail = rows[i + runs[i]] if split < counts[i] - 1 else 0
-            for j in range(tail, tail + counts[i] - 1 - split):
+            for j in range(rejected[i], rejected[i] + counts[i] - 1 - split):
                 block.append(drafts[j])
                 yield assemble(block)
 

@@ -24,6 +24,7 @@ from dsl_train.traces.parquet import Rows, as_lists, check_digest, hint, read_ta
 MANIFEST, COLLECTION = "manifest.json", "collection.json"
 #: Key of the manifest: digest of each Parquet file. Manifests of older versions have none.
 DIGESTS = "sha256"
+_VERSIONS = (schema.TRACE_VERSION, schema.BLOCK_TRACE_VERSION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,14 @@ class Traces:
         return len(self.rows["index"])
 
     @property
+    def by_block(self) -> np.ndarray:
+        """[sequences] bool: whether rounds of that text were judged by block (`schema.BLOCK_COLUMNS`)."""
+        found = np.zeros(len(self.sequences), bool)
+        if "kept" in self.rows:
+            found[self.rows["sequence_id"][self.rows["kept"] >= 0]] = True
+        return found
+
+    @property
     def pair(self) -> dict[str, Any]:
         """`target` and `draft`, each as `identity.ModelIdentity` describes it; the same in every folder."""
         return self.manifests[0]["pair"]
@@ -66,7 +75,8 @@ def write_part(folder: Path, part: int, rows: Rows, sequences: Sequence[TraceSeq
     """Write one part atomically; it is complete once its sequences file has its name."""
     columns = {name: [getattr(sequence, name) for sequence in sequences] for name in schema.SEQUENCE_COLUMNS}
     rows_name, sequences_name = _part_names(part)
-    write_table(folder / rows_name, rows, schema.ROW_COLUMNS)
+    of_blocks = {name: kind for name, kind in schema.BLOCK_COLUMNS.items() if name in rows}
+    write_table(folder / rows_name, rows, schema.ROW_COLUMNS | of_blocks)
     write_table(folder / sequences_name, columns, schema.SEQUENCE_COLUMNS)
 
 
@@ -140,6 +150,7 @@ def open_traces(folders: Sequence[Path]) -> Traces:
     manifests = [_read_manifest(Path(folder)) for folder in folders]
     for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
         _check_same_pair(Path(folders[0]), manifests[0], Path(folder), manifest)
+    by_block = any(_is_by_block(manifest) for manifest in manifests)
     parts: list[Rows] = []
     sequences: list[TraceSequence] = []
     for folder, manifest in zip(folders, manifests, strict=True):
@@ -147,7 +158,9 @@ def open_traces(folders: Sequence[Path]) -> Traces:
             for name in _part_names(part):
                 if name in manifest.get(DIGESTS, {}):
                     check_digest(Path(folder) / name, manifest[DIGESTS][name])
-            part_rows, part_sequences = _read_part(Path(folder), part, first_id=len(sequences))
+            part_rows, part_sequences = _read_part(Path(folder), part, len(sequences), _is_by_block(manifest))
+            if by_block and not _is_by_block(manifest):
+                part_rows |= _not_by_block(len(part_rows["index"]))
             parts.append(part_rows)
             sequences.extend(part_sequences)
     if not sequences:
@@ -194,16 +207,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         found = manifest["schema"]["version"]
-        if found == schema.TRACE_VERSION:
+        if found in _VERSIONS:
             _check_form(manifest)
     except (ValueError, KeyError, TypeError) as error:
         raise DslError(
             f"{path} is damaged ({error!r}); delete it and run the same dsl-collect command again"
         ) from error
-    if found != schema.TRACE_VERSION:
+    if found not in _VERSIONS:
         raise DslError(
-            f"{folder} holds traces of version {found}, but version {schema.TRACE_VERSION} is read here; collect "
-            "again, or use the dsl-train version that wrote it"
+            f"{folder} holds traces of version {found}, but version {schema.BLOCK_TRACE_VERSION} and "
+            "older are read here; collect again, or use the dsl-train version that wrote it"
         )
     lost = DIGESTS in manifest and files.SEAL not in manifest  # they are written together
     broken = f"{files.SEAL} is missing" if lost else files.broken_seal(manifest)
@@ -235,7 +248,17 @@ def _check_same_pair(first: Path, expected: dict[str, Any], folder: Path, found:
                 )
 
 
-def _read_part(folder: Path, part: int, first_id: int) -> tuple[Rows, list[TraceSequence]]:
+def _is_by_block(manifest: dict[str, Any]) -> bool:
+    return bool(manifest["schema"]["version"] == schema.BLOCK_TRACE_VERSION)
+
+
+def _not_by_block(count: int) -> Rows:
+    """BLOCK_COLUMNS of rows that have none."""
+    kinds = {name: np.dtype(kind) for name, kind in schema.BLOCK_COLUMNS.items()}
+    return {name: np.full(count, np.nan if kind.kind == "f" else -1, kind) for name, kind in kinds.items()}
+
+
+def _read_part(folder: Path, part: int, first_id: int, by_block: bool) -> tuple[Rows, list[TraceSequence]]:
     """Rows and sequences of one part, sequences numbered from `first_id`."""
     rows_file, file = (folder / name for name in _part_names(part))
     table = read_table(file, schema.SEQUENCE_COLUMNS).sort_by("sequence_id")
@@ -244,8 +267,11 @@ def _read_part(folder: Path, part: int, first_id: int) -> tuple[Rows, list[Trace
     old_ids, new_ids = np.array(columns["sequence_id"], np.int64), range(first_id, first_id + len(table))
     columns["sequence_id"] = new_ids
     sequences = [TraceSequence(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-    row_table = read_table(rows_file, schema.ROW_COLUMNS)
-    rows = {name: row_table[name].to_numpy() for name in schema.ROW_COLUMNS}
+    names = [*schema.ROW_COLUMNS, *(schema.BLOCK_COLUMNS if by_block and len(table) else ())]
+    row_table = read_table(rows_file, names)
+    rows = {name: row_table[name].to_numpy() for name in names}
+    if by_block and not len(table):
+        rows |= _not_by_block(0)
     positions = np.searchsorted(old_ids, rows["sequence_id"])
     if not np.isin(rows["sequence_id"], old_ids).all():
         raise DslError(f"{rows_file} has rows of sequences that {file} does not list; {hint(file)}")

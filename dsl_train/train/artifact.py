@@ -63,6 +63,7 @@ def write_artifact(
         "max_lookahead": decisions.max_lookahead,
         "sampling": _sampling_range(decisions),
         "draft_temperature": decisions.draft_temperatures,
+        "verification": decisions.verification,
         "metrics": {**metrics, "onnx_difference": difference, "onnx_bytes": (output / ONNX).stat().st_size},
         "cost": decisions.traces.manifests[0].get("cost"),
         "versions": {name: value for name, value in files.software_versions().items() if name != "platform"},

@@ -63,6 +63,7 @@ def fit(config: TrainConfig) -> TrainResult:
     if config.ship_to:
         artifact.check_ship_to(config.ship_to, traces.pair)
     all_decisions = decisions.build(traces, config.max_lookahead)
+    _ = all_decisions.verification  # before any work, refuse texts judged both ways
     data = TraceDataModule(all_decisions, all_decisions.prompt_ids, config.names, config.batch_size, config.seed)
     with one_thread():
         network, epochs = _best_network(config, data)
