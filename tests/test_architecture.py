@@ -48,6 +48,7 @@ DOORS = {
     "jinja2": {"report"},
     "jsonargparse": {"cli", "reference"},
     "ray": {"collect.ray"},
+    "urllib3": {"collect.server"},
     "vllm": {"vllm"},
     "prometheus_client": {"vllm.statistics"},
 }

@@ -12,11 +12,13 @@ from collecting import arguments, make_config, make_pair
 from tiny_traces import make_traces
 
 from dsl_train.api.own_settings import under_own_settings
+from dsl_train.api.serving import choose_policy
 from dsl_train.base.policy import Needs
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.base.schema import ROW_COLUMNS
 from dsl_train.cli.collect import main
+from dsl_train.cli.train import main as train_main
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.draft_temperature import RATIOS, expected_acceptance, mean_acceptances
 from dsl_train.collect.hindsight import HindsightCollector
@@ -27,6 +29,7 @@ from dsl_train.hf.assisted_text import _AtLeastOne
 from dsl_train.loop.drafter import Drafter, as_drafted
 from dsl_train.loop.engine import SpeculativeEngine
 from dsl_train.loop.text import Text, view_for
+from dsl_train.pair.loading import load_pair
 from dsl_train.policies.capped import Capped
 from dsl_train.policies.learned import LearnedPolicy
 from dsl_train.policies.rules import StaticPolicy
@@ -35,6 +38,7 @@ from dsl_train.runners.cached import CachedModel
 from dsl_train.runners.processed import ProcessedModel
 from dsl_train.traces.decisions import build
 from dsl_train.traces.store import Traces, TraceSequence, open_traces
+from dsl_train.vllm.settings import check_drafting
 
 PROMPT = (7, 8, 9, 10)
 
@@ -166,6 +170,75 @@ def test_both_collectors_draft_at_the_temperature_asked_for(pair):
         (text,) = collector(pair, config).collect([request])
         assert text.rows["log_prob_1"].max() == 0.0
         np.testing.assert_allclose(text.rows["token_log_prob"], text.rows["log_prob_1"], atol=1e-3)
+
+
+@pytest.mark.parametrize("collector", [OracleCollector, HindsightCollector])
+def test_a_greedy_draft_proposes_its_most_likely_token_and_is_accepted_with_its_probability(pair, collector):
+    config = CollectConfig("target", "draft", "output", "prompts", max_new_tokens=40)
+    law = Sampling(0.4, top_k=20, draft_temperature=0.0)
+    requests = [Request((*PROMPT, i), i, law) for i in range(1, 9)]
+    num_accepted = 0
+    for request, text in zip(requests, collector(pair, config).collect(requests), strict=True):
+        tokens, rows = [*request.prompt_token_ids, *text.response_token_ids], text.rows
+        with torch.inference_mode():
+            draft, target = (model(torch.tensor([tokens])).logits[0] for model in (pair.draft, pair.target))
+        choices, target_probs = draft.argmax(-1), law.probs(target)
+        on_text = rows["depth"] == 0
+        for i in np.flatnonzero(on_text):
+            place, drafted = rows["index"][i] - 1, rows["token_id"][i]
+            assert drafted == choices[place]
+            assert rows["accepted"][i] == (drafted == tokens[place + 1]) == rows["agreement"][i]
+            assert rows["accept_prob"][i] == pytest.approx(float(target_probs[place, drafted]), abs=1e-4)
+            assert rows["accept_ratio"][i] == pytest.approx(float(target_probs[place, drafted]), abs=1e-4)
+        num_accepted += int(rows["accepted"].sum())
+        best = draft.log_softmax(-1).amax(-1).numpy()  # the draft as it is, at no temperature
+        np.testing.assert_allclose(rows["log_prob_1"][on_text], best[rows["index"][on_text] - 1], atol=1e-4)
+    assert num_accepted > 5
+
+
+class Greedy(Recorder):
+    """Trained for a draft that proposes its most likely token."""
+
+    def draft_temperature(self, temperature):
+        return 0.0
+
+
+def test_our_loop_drafts_greedily_for_whom_was_trained_so_and_shows_the_same_features(pair):
+    policy, sampling = Greedy(), Sampling(0.4)
+    engine = SpeculativeEngine(CachedModel(pair.target), CachedModel(pair.draft), policy, sampling, pair.eos_token_ids)
+    num_shared = 0
+    for seed in range(8):
+        policy.seen = {}
+        response = engine.generate(PROMPT, 60, seed=seed).token_ids
+        traced = vectors_of_traces(pair, dataclasses.replace(sampling, draft_temperature=0.0), response)
+        for place in [place for place in policy.seen if place in traced]:
+            np.testing.assert_allclose(policy.seen[place], traced[place], rtol=0, atol=2e-5)
+            num_shared += len(place) > 1
+    assert num_shared > 10
+
+
+def test_a_predictor_says_how_its_draft_chose_and_who_drafts_otherwise_is_warned(pair_folders, tmp_path, caplog):
+    config = make_config(pair_folders, tmp_path / "greedy", temperature=0.8, draft_sampling="greedy", num_prompts=12)
+    collect(config)
+    assert train_main(["--traces", config.output, "--output", str(tmp_path / "dsl"), "--epochs", "1"]) == 0
+    predictor = Predictor.load(tmp_path / "dsl")
+    assert predictor.draft_sampling == "greedy"
+    assert "of a draft that proposes its most likely token" in (tmp_path / "dsl" / "README.md").read_text()
+    assert as_drafted(Sampling(0.5), LearnedPolicy(predictor, 0.1)).greedy
+    caplog.clear()
+    caplog.set_level("WARNING")
+    check_drafting(predictor, "greedy")
+    assert not caplog.messages
+    check_drafting(predictor, "probabilistic")
+    assert "set draft_sample_method to greedy in --speculative-config" in caplog.text
+    pair = load_pair(pair_folders.target, pair_folders.draft, "float32", "cpu")
+    choose_policy(pair, "learned", predictor, threshold=0.5)
+    assert "it does so here too, and sampled texts keep their law" in caplog.text
+    collect(dataclasses.replace(config, output=str(tmp_path / "drawn"), temperature=0.7, draft_sampling=None))
+    assert build(open_traces([tmp_path / "drawn"])).draft_sampling == "probabilistic"
+    assert build(make_traces("arar")).draft_sampling is None
+    with pytest.raises(DslError, match=r"texts at temperature 0.8 were drafted greedily and others were not"):
+        _ = build(open_traces([tmp_path / "greedy", tmp_path / "drawn"])).draft_sampling
 
 
 def test_texts_of_one_temperature_drafted_at_two_are_no_training_set():

@@ -178,13 +178,17 @@ def test_rules_that_begin_anew_with_each_block_do_so_in_transformers_loop(target
     assert [len(finished.drafted) for finished in policy.rounds[:5]] == [1, 8, 8, 8, 8]
 
 
-def test_sampled_texts_follow_the_targets_law():
-    """Joint law of the first 3 of 500 texts under a hostile policy, false-alarm rate 1e-4."""
+@pytest.mark.parametrize("ratio", [1.0, 0.0])
+def test_sampled_texts_follow_the_targets_law(ratio):
+    """Joint law of the first 3 of 500 texts under a hostile policy, false-alarm rate 1e-4; the draft draws, or proposes
+    its most likely token."""
     target = make_model(seed=3)
     draft = perturb(target, scale=0.3, seed=4)
     sampling = Sampling(0.8, 12, 0.95)
     law = exact_distribution(CachedModel(target), PROMPT[0].tolist(), sampling, [0], 3, 500)
-    assistant = dsl_train.attach(draft, policy=StopsOnValue())
+    policy = StopsOnValue()
+    policy.draft_temperature = lambda temperature: ratio * temperature
+    assistant = dsl_train.attach(draft, policy=policy)
     options = {"do_sample": True, "temperature": 0.8, "top_k": 12, "top_p": 0.95, "max_new_tokens": 3}
     torch.manual_seed(0)
     texts = [generate(target, assistant_model=assistant, **options)[0, 5:].tolist() for _ in range(500)]

@@ -73,10 +73,11 @@ def test_the_loop_passes_under_a_hostile_policy(models, policy):
         Sampling(0.9, draft_temperature=0.5),
         Sampling(0.9, top_k=3, draft_temperature=1.3),
         Sampling(1.2, top_p=0.8),
+        Sampling(1.2, draft_temperature=0.0),
     ],
 )
 def test_truncation_the_drafts_temperature_and_an_end_of_text_keep_the_law(models, sampling, verification):
-    """Six tests under the hostile policy, each with a false-alarm probability of 1e-4 (simulated: up to 2e-4)."""
+    """Eight tests under the hostile policy, each with a false-alarm probability of 1e-4 (simulated: up to 2e-4)."""
     checked = check(models, StopsOnValue(3), sampling, eos=(4,), verification=verification)
     assert checked.passed
     assert checked.fit.num_cells > 10

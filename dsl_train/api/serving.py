@@ -1,5 +1,6 @@
 """What a pair is served with: the predictor given, or the draft's own, here or on the Hub; the policy made of it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from dsl_train.pair.loading import Pair
 from dsl_train.policies.registry import make_policy
 from dsl_train.predictor.runtime import CONFIG, Predictor, shipped_with
 
+_LOG = logging.getLogger(__name__)
 #: Of loaded models, target -> draft -> costs: what one generation learned serves the next.
 _costs: WeakKeyDictionary[PreTrainedModel, WeakKeyDictionary[PreTrainedModel, OnlineCosts]] = WeakKeyDictionary()
 
@@ -72,6 +74,13 @@ def choose_policy(
     if found is None or isinstance(found, str | Path):
         found = find_predictor(pair.draft_identity.id, found)
     found.check_pair(**pair.describe())
+    if found.draft_sampling == "greedy":
+        _LOG.warning(
+            "predictor %s was trained for a draft that proposes its most likely token, as vLLM's do: it does so here "
+            "too, and sampled texts keep their law; a draft that draws is accepted more often, so for this loop train "
+            "on traces of dsl-collect --draft_sampling probabilistic",
+            found.folder,
+        )
     if threshold is not None:
         return make_policy(spec, found, threshold)
     return make_policy(spec, found, costs.stop_rule(found.threshold) if costs else online_costs(pair, found))

@@ -20,7 +20,8 @@ class Sampling:
     """0 keeps every token."""
     top_p: float = 1.0
     draft_temperature: float | None = None
-    """At which the draft draws, as good as any other for the law of the text; by default the temperature."""
+    """At which the draft draws, as good as any other for the law of the text; 0: it proposes its most likely token. By
+    default the temperature."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -29,8 +30,8 @@ class Sampling:
             raise ValueError(f"top_k must be 0 (off) or positive, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
-        if self.draft_temperature is not None and self.draft_temperature <= 0:
-            raise ValueError(f"draft_temperature must be positive, not {self.draft_temperature}")
+        if self.draft_temperature is not None and self.draft_temperature < 0:
+            raise ValueError(f"draft_temperature must be 0 (greedy) or positive, not {self.draft_temperature}")
 
     @property
     def greedy(self) -> bool:

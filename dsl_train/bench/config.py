@@ -65,8 +65,8 @@ class BenchConfig:
     top_p: float = 1.0
     """Keep the smallest set of tokens with this probability."""
     draft_temperature: float | None = None
-    """At which our loop's draft draws, for all policies (live, verify). Default: as the predictor was trained, else the
-    temperature."""
+    """At which our loop's draft draws, for all policies (live, verify); 0: its most likely token. Default: as the
+    predictor was trained, else the temperature."""
     verification: Literal["block", "token"] = "block"
     """How our loop judges sampled blocks: as a whole or token by token (live, verify)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -48,7 +48,8 @@ class GenerateConfig:
     top_p: float = 1.0
     """Sample among the most likely tokens with this much probability together."""
     draft_temperature: float | None = None
-    """At which the draft draws when sampling. Default: as the predictor was trained, else the temperature."""
+    """At which the draft draws when sampling; 0: its most likely token. Default: as the predictor was trained, else the
+    temperature."""
     verification: Literal["block", "token"] = "block"
     """Judge sampled blocks as a whole, which keeps more of them, or token by token."""
     seed: int = 0

@@ -14,23 +14,37 @@ class CollectConfig:
     dsl-collect --target T --draft D --prompts prompts.jsonl --output runs/traces.
     From responses that it gave elsewhere, without asking it again:
     dsl-collect --target T --draft D --responses log.jsonl --output runs/traces.
+    From a target that is served, without loading it; the draft alone labels its answers, or a log of them:
+    dsl-collect --server http://host:8000 --draft D --prompts prompts.jsonl --output runs/traces;
+    dsl-collect --draft D --responses log.jsonl --output runs/traces.
+    For vLLM, which drafts greedily unless told otherwise, add --draft_sampling greedy to texts that are sampled.
     Add --dry_run to see first how long and large it would be. The same command again resumes, after any end.
     Exit code 0: complete; 3: complete, but some rows or texts were put aside, each with its reason in the folder's
     rejects; 1: failed, what is finished stays; 2: wrong usage. docs/collection.md has shards, Slurm, Ray and logs.
     """
 
-    target: str
-    """Folder or Hub id of the target model, or of a PEFT adapter of it; or a GGUF file."""
-    draft: str
-    """Folder or Hub id of the draft model, or of a PEFT adapter of it; or a GGUF file."""
-    output: str
-    """Trace folder to write; with several shards, the folder of their folders."""
+    target: str | None = None
+    """Folder or Hub id of the target model, or of a PEFT adapter of it; or a GGUF file. Left out with server, and with
+    responses that the draft alone shall label."""
+    draft: str = ""
+    """Folder or Hub id of the draft model, or of a PEFT adapter of it; or a GGUF file. Required; without a target its
+    tokenizer, which must be the target's, is used."""
+    output: str = ""
+    """Trace folder to write; with several shards, the folder of their folders. Required."""
     prompts: str | None = None
     """JSONL, JSON, Parquet, CSV or text file, a Hub dataset or a folder of one, or '-' for standard input."""
     responses: str | None = None
     """Instead of prompts: the same, each prompt with the target's response (text or token ids) and how it was sampled,
     such as a server's log. The target generates nothing then. With prompts, which then are the requests that these
     answer: joined by custom_id, as the two files of an OpenAI batch."""
+    server: str | None = None
+    """Instead of a target: URL of an OpenAI-compatible server that answers the prompts in token ids, such as vllm
+    serve's. Sampled texts whose drafts are drawn (see draft_sampling) need its --logprobs-mode processed_logprobs. A
+    key is taken from OPENAI_API_KEY."""
+    server_model: str | None = None
+    """Which of the server's models, if it has several."""
+    server_requests: int = 16
+    """Requests that the server is sent at once. Changes the speed, not what is recorded."""
     column: str | None = None
     """Column of the prompts, if it is not named prompt, text, question, turns, messages or conversations; of models
     that read audio, if it is not named audio or input_features."""
@@ -52,6 +66,10 @@ class CollectConfig:
     """Sample from the k most likely tokens; 0 is off."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability; 1 is off."""
+    draft_sampling: Literal["greedy", "probabilistic"] | None = None
+    """How the draft chooses its tokens when the target samples. greedy: the most likely one, as vLLM does by default;
+    probabilistic: drawn, as our own loop does and vLLM with draft_sample_method probabilistic. The predictor remembers
+    which. Default: probabilistic."""
     draft_temperature: float | Literal["auto"] | None = None
     """At which the draft draws its tokens when the target samples: a number, or auto for the one that has most accepted
     on the first texts, for each temperature of theirs. Default: the target's."""
@@ -95,6 +113,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         _ = self.sampling
+        self._check_sources()
         if self.prompts is None and self.responses is None:
             raise ValueError("give prompts, or responses, or responses and the prompts that they answer")
         if isinstance(self.draft_temperature, float | int) and self.draft_temperature <= 0:
@@ -104,7 +123,13 @@ class CollectConfig:
                 f"draft_temperature is {self.draft_temperature} but temperature 0: a greedy draft draws nothing; leave "
                 "it out, or give a temperature"
             )
+        if self.draft_temperature is not None and self.draft_sampling == "greedy":
+            raise ValueError(
+                f"draft_temperature is {self.draft_temperature} but draft_sampling greedy, which draws nothing; leave "
+                "one of them out"
+            )
         at_least = dict.fromkeys(("batch_size", "max_new_tokens", "max_lookahead", "part_size", "num_actors"), 1)
+        at_least |= {"server_requests": 1}
         at_least |= dict.fromkeys(("num_prompts", "num_threads", "num_shards"), 1)
         at_least |= dict.fromkeys(("tail_length", "shard_index", "gpus_per_actor"), 0)
         for name, least in at_least.items():
@@ -123,6 +148,26 @@ class CollectConfig:
             raise ValueError("method oracle verifies token by token; choose hindsight for verification block")
         if self.executor == "local" and (self.num_actors > 1 or self.gpus_per_actor):
             raise ValueError("num_actors and gpus_per_actor are for executor ray, which is local")
+
+    def _check_sources(self) -> None:
+        if not (self.draft and self.output):
+            raise ValueError("give draft, the model's folder or Hub id, and output, the folder to write")
+        if self.server is None and self.server_model is not None:
+            raise ValueError("server_model names a model of a server; give server, its URL, as well")
+        if self.server is not None and (self.target is not None or self.responses is not None or self.prompts is None):
+            raise ValueError(
+                "a server answers prompts in the target's place; give it prompts, and no target or responses"
+            )
+        if self.target is not None:
+            return
+        if self.server is None and self.responses is None:
+            raise ValueError("give target, or server where it is served, or responses that it gave")
+        if self.method == "oracle":
+            raise ValueError("method oracle asks the target itself; give target, or choose hindsight")
+        if self.draft_temperature == "auto":
+            raise ValueError("draft_temperature auto compares both models' distributions; give target, or a number")
+        if self.device_map or self.quantization:
+            raise ValueError("device_map and quantization are for the target, and none is given; leave them out")
 
     @property
     def by_block(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.config import CollectConfig
-from dsl_train.collect.reading import Batch
+from dsl_train.collect.reading import Batch, batches, response_limit
 from dsl_train.collect.tasks import Task
 from dsl_train.collect.text import MODEL_FAILURES, Request
 from dsl_train.pair.loading import Pair, load_pair
@@ -39,6 +39,7 @@ def estimate_temperatures(config: CollectConfig, tasks: Iterable[Task]) -> dict[
             chosen[task.sampling.temperature].append(task)
     if not chosen:
         return {}
+    assert config.target is not None, "the configuration has been checked"
     pair = load_pair(config.target, config.draft, config.dtype, config.device, config.device_map, config.quantization)
     best = {}
     for temperature, of_temperature in chosen.items():
@@ -74,24 +75,18 @@ def read_places(
 ) -> Iterator[tuple[Sampling, torch.Tensor, torch.Tensor]]:
     """Some places at a time: how their texts are sampled, and the logits [N, V] of target and draft."""
     context = min(context_length(model) for model in (pair.target, pair.draft))
-    for is_logged in (True, False):
-        alike = [request for request in requests if (request.response_token_ids is not None) == is_logged]
-        for first in range(0, len(alike), batch_size):
-            part = alike[first : first + batch_size]
-            limits = [
-                len(request.response_token_ids or ())
-                or min(max_new_tokens, context + 1 - len(request.prompt_token_ids))
-                for request in part
-            ]
-            batch = Batch(pair, part, limits, tail_length=0)
-            while batch.texts:
-                chunk = batch.read(_CHUNK)
-                places = chunk.is_text.flatten().nonzero().squeeze(-1)  # in the chunk, flat
-                for sampling, group in chunk.by_sampling(places // chunk.token_ids.shape[1]):
-                    for some in places[group].split(_NUM_PLACES):
-                        target_logits, draft_logits = chunk.target_logits, chunk.draft_logits
-                        yield sampling, target_logits.flatten(0, 1)[some], draft_logits.flatten(0, 1)[some]
-                batch.drop_finished()
+    for numbers in batches(dict(enumerate(requests)), batch_size):
+        part = [requests[i] for i in numbers]
+        limits = [response_limit(request, max_new_tokens, context) for request in part]
+        batch = Batch(pair, part, limits, tail_length=0)
+        while batch.texts:
+            chunk = batch.read(_CHUNK)
+            places = chunk.is_text.flatten().nonzero().squeeze(-1)  # in the chunk, flat
+            for sampling, group in chunk.by_sampling(places // chunk.token_ids.shape[1]):
+                for some in places[group].split(_NUM_PLACES):
+                    target_logits, draft_logits = chunk.target_logits, chunk.draft_logits
+                    yield sampling, target_logits.flatten(0, 1)[some], draft_logits.flatten(0, 1)[some]
+            batch.drop_finished()
 
 
 def expected_acceptance(
@@ -99,6 +94,14 @@ def expected_acceptance(
 ) -> torch.Tensor:  # [N, V], [N, V] raw -> [N]
     """Sum over the vocabulary of min(target, draft)."""
     return torch.minimum(sampling.probs(target_logits), sampling.of_draft.probs(draft_logits)).sum(-1)
+
+
+def given_temperatures(config: CollectConfig, tasks: Iterable[Task]) -> dict[float, float]:
+    """The draft's temperature for each target temperature of sampled `tasks`, as the command says; 0 for a draft that
+    proposes its most likely token."""
+    given = 0.0 if config.draft_sampling == "greedy" else config.draft_temperature
+    targets = {task.sampling.temperature for task in tasks if not task.sampling.greedy}
+    return {target: given if isinstance(given, float | int) else target for target in targets}
 
 
 def drafted_at(task: Task, temperatures: Mapping[float, float]) -> Task:

@@ -13,6 +13,7 @@ import torch
 from dsl_train.base.records import DslError
 from dsl_train.collect import folder as folders
 from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.draft_temperature import drafted_at, given_temperatures
 from dsl_train.collect.plan import make_plan
 from dsl_train.collect.worker import FinishedPart, Worker
 from dsl_train.traces import store
@@ -59,9 +60,11 @@ def estimate(config: CollectConfig) -> Estimate:
     done = [part for part in store.completed_parts(plan.folder) if part != changed]
     tasks = plan.inputs.tasks
     left = [task for part, tasks_of_part in plan.parts.items() if part not in done for task in tasks_of_part]
+    first = (left or tasks)[: config.batch_size]
+    temperatures = given_temperatures(config, first)
     worker = Worker(plan.config)
     began = time.perf_counter()
-    batch = worker.collect_part(0, (left or tasks)[: config.batch_size])
+    batch = worker.collect_part(0, [drafted_at(task, temperatures) for task in first])
     seconds = time.perf_counter() - began
     if not batch.sequences:
         raise DslError(

@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 #: Options that change where or how fast, not which rows; models and prompts are compared by content.
 _NOT_COMPARED = (
     *("target", "draft", "prompts", "responses", "output", "column", "split", "num_prompts"),
+    *("server", "server_model", "server_requests"),
     *("dtype", "device", "device_map", "quantization", "num_threads", "batch_size"),
     *("num_shards", "shard_index", "executor", "num_actors", "gpus_per_actor", "dry_run"),
 )
@@ -177,8 +178,8 @@ def read_draft_temperatures(folder: Path) -> dict[float, float] | None:
 def _compared(collection: dict[str, Any]) -> dict[str, Any]:
     models = {
         f"{role}'s {key}": value
-        for role, identity in collection["pair"].items()
-        for key, value in identity.items()
+        for role in ("target", "draft")
+        for key, value in collection["pair"][role].items()
         if key != "id"
     }
     config = {name: value for name, value in collection["config"].items() if name not in _NOT_COMPARED}

@@ -16,7 +16,7 @@ from dsl_train.base.sampling import Sampling
 from dsl_train.collect.blocks import BlockReader
 from dsl_train.collect.config import CollectConfig
 from dsl_train.collect.coupling import choose, couple
-from dsl_train.collect.reading import Batch, Chunk, Text
+from dsl_train.collect.reading import Batch, Chunk, Text, batches, response_limit
 from dsl_train.collect.responses import is_possible, refusal
 from dsl_train.collect.tails import TailReader, block_rows
 from dsl_train.collect.text import (
@@ -60,20 +60,13 @@ class HindsightCollector:
             except DslError as error:
                 answers[i] = Reject.of(error)
         given = 0
-        for numbers in self._batches({i: request for i, request in enumerate(requests) if i not in answers}):
+        readable = {i: request for i, request in enumerate(requests) if i not in answers}
+        for numbers in batches(readable, self.config.batch_size):
             answers |= dict(zip(numbers, self._answer([requests[i] for i in numbers]), strict=True))
             while given in answers:
                 yield answers.pop(given)
                 given += 1
         yield from (answers[i] for i in range(given, len(requests)))
-
-    def _batches(self, requests: dict[int, Request]) -> Iterator[list[int]]:
-        """Numbers of requests to be read together: with a response, or without, and prompts of similar length."""
-        for is_logged in (True, False):
-            alike = [i for i, request in requests.items() if (request.response_token_ids is not None) == is_logged]
-            alike.sort(key=lambda i: len(requests[i].prompt_token_ids))
-            for first in range(0, len(alike), self.config.batch_size):
-                yield alike[first : first + self.config.batch_size]
 
     def _answer(self, requests: Sequence[Request]) -> list[CollectedText | Reject]:
         """Read one batch; if a model fails on it, text by text, so that only the text it fails on is put aside."""
@@ -86,7 +79,8 @@ class HindsightCollector:
 
     @torch.inference_mode()
     def _read(self, requests: Sequence[Request]) -> list[CollectedText | Reject]:
-        batch = Batch(self.pair, requests, [self._limit(request) for request in requests], self.config.tail_length)
+        limits = [response_limit(request, self.config.max_new_tokens, self.context) for request in requests]
+        batch = Batch(self.pair, requests, limits, self.config.tail_length)
         texts, rows = batch.texts, []
         blocks = BlockReader(self.pair, self.config, self.context) if self.config.by_block else None
         while batch.texts:
@@ -100,11 +94,6 @@ class HindsightCollector:
             batch.drop_finished()
         found = join_rows(rows)
         return self._finish(texts, found | blocks.kept(texts, found) if blocks else found)
-
-    def _limit(self, request: Request) -> int:
-        if request.response_token_ids is not None:
-            return len(request.response_token_ids)
-        return min(self.config.max_new_tokens, self.context + 1 - len(request.prompt_token_ids))
 
     def _chunk_size(self, num_texts: int) -> int:
         size = _CHUNK_BYTES if self.pair.draft.device.type == "cpu" else _GPU_CHUNK_BYTES
@@ -128,7 +117,7 @@ class HindsightCollector:
         target_logits, draft_logits = (x.flatten(0, 1)[places] for x in (chunk.target_logits, chunk.draft_logits))
         committed, luck = (x.flatten(0, 1)[places] for x in (chunk.token_ids, chunk.luck))
         by_block = self.config.by_block
-        target_probs = None if sampling.greedy and not by_block else sampling.probs(target_logits)
+        target_probs = self._target_probs(chunk, sampling, places, target_logits)
         if check:
             possible = is_possible(target_logits, target_probs, committed)
             if not possible.all():
@@ -149,6 +138,12 @@ class HindsightCollector:
         if by_block and target_probs is not None and draft_probs is not None:
             rows |= block_columns(target_probs, draft_probs, committed)
         return rows
+
+    def _target_probs(
+        self, chunk: Chunk, sampling: Sampling, places: torch.Tensor, target_logits: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What the tokens at these places were drawn from, [N, V]; None when greedy, unless blocks are judged."""
+        return None if sampling.greedy and not self.config.by_block else sampling.probs(target_logits)
 
     def _refuse(self, chunk: Chunk, sampling: Sampling, places: torch.Tensor) -> None:
         """Put the texts at these places, which rise, aside for the first impossible token of each."""

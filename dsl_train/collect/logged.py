@@ -7,12 +7,13 @@
     {"choices" or "outputs": [{…}, …]}                                     several of them (OpenAI, vLLM)
 
 with `temperature`, `top_k`, `top_p` beside them or inside `sampling_params`, and `finish_reason`. Token ids are what
-the target said; text is tokenized again, which gives the tokens that the target usually, not always, chose.
+the target said; text is tokenized again, which gives the tokens that the target usually, not always, chose. Beside
+token ids there may be `logprobs` (`log_probs.py`), and `logprobs_mode` as vLLM names it.
 Rows of other tools are first given these names (`layouts.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect.layouts import Columns, joined, known_columns, unquoted
+from dsl_train.collect.log_probs import TopLogProbs, read_log_probs
 from dsl_train.collect.prompts import (
     CHAT_COLUMNS,
     RENDERING_COLUMNS,
@@ -42,7 +44,7 @@ _ANSWER_LISTS = ("choices", "outputs")
 #: What a CSV can only hold as JSON text.
 _STRUCTURED = (
     *(*_TOKEN_COLUMNS, *CHAT_COLUMNS, *NESTED, *RENDERING_COLUMNS),
-    *("prompt_token_ids", "logit_bias", "response_format"),
+    *("prompt_token_ids", "logit_bias", "response_format", "logprobs"),
 )
 #: What servers call an end-of-text token, as against a stop string, a limit or a filter.
 _ENDED = ("stop", "eos", "eos_token", "end_turn")
@@ -60,6 +62,13 @@ class Response:
     token_ids: tuple[int, ...] = ()
     ended: bool = False
     """By an end-of-text token, which is not in the text."""
+    log_probs: TopLogProbs | None = field(default=None, compare=False)
+    """Of the token ids, in the law that they were drawn from."""
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What it is, without what is known of it."""
+        return {"text": self.text, "token_ids": self.token_ids, "ended": self.ended}
 
     def encode(
         self,
@@ -112,8 +121,11 @@ class ResponseReader:
         settings = settings_of(where, columns)
         refuse_transforms(where, settings)
         self._check_tokenizer(where, settings)
-        response = _response(where, columns, settings)
-        return LoggedResponse(self._prompt(where, columns), response, stated_sampling(where, settings, self.sampling))
+        response, sampling = _response(where, columns, settings), stated_sampling(where, settings, self.sampling)
+        if response.token_ids and _tells_the_law(settings, sampling):
+            log_probs = read_log_probs(where, columns.get("logprobs"), response.token_ids)
+            response = replace(response, log_probs=log_probs)
+        return LoggedResponse(self._prompt(where, columns), response, sampling)
 
     def _prompt(self, where: str, columns: dict[str, Any]) -> Prompt:
         value = find_value(where, columns, self.column, ("prompt_token_ids", *CHAT_COLUMNS, *TEXT_COLUMNS))
@@ -141,6 +153,12 @@ class ResponseReader:
         if size is not None and str(size) not in map(str, self.vocab_sizes):
             wanted = " or ".join(map(str, sorted(self.vocab_sizes)))
             raise DslError(f"{where}: a vocabulary of {size}, the target's has {wanted}")
+
+
+def _tells_the_law(settings: dict[str, Any], sampling: Sampling) -> bool:
+    """Whether log-probabilities are those of the law that the text was drawn from."""
+    plain = sampling.temperature == 1.0 and not sampling.truncates
+    return not sampling.greedy and (plain or settings.get("logprobs_mode") == "processed_logprobs")
 
 
 def answers_of(record: Record, requests: dict[str, Columns] | None = None) -> list[Record]:

@@ -12,6 +12,7 @@ import torch
 from dsl_train.base import schema
 from dsl_train.base.records import DslError
 from dsl_train.collect.config import CollectConfig
+from dsl_train.collect.server import Server
 from dsl_train.collect.split import Shard, local_device, shard_of
 from dsl_train.collect.tasks import Inputs, Task, read_inputs
 from dsl_train.pair.identity import ModelIdentity
@@ -33,11 +34,12 @@ class Plan:
     config: CollectConfig
     """With precision and device as they will be."""
     shard: Shard
-    target: ModelIdentity
+    target: dict[str, Any]
+    """As `identity.ModelIdentity` describes it; of a target that is not loaded, what is known of it."""
     draft: ModelIdentity
     inputs: Inputs
     tokenizer: str | None = None
-    """Whose tokens are recorded, if the draft has its own."""
+    """Whose tokens are recorded, if they are the draft's own, or there is no target to ask."""
 
     @property
     def folder(self) -> Path:
@@ -55,7 +57,7 @@ class Plan:
             "config": asdict(self.config),
             "device": self.config.device.partition(":")[0],
             "pair": {
-                **{"target": self.target.to_dict(), "draft": self.draft.to_dict()},
+                **{"target": self.target, "draft": self.draft.to_dict()},
                 **({"tokenizer": self.tokenizer} if self.tokenizer else {}),
             },
             "prompts": {"number": len(self.inputs.tasks), "hash": self.inputs.hash},
@@ -68,11 +70,19 @@ def make_plan(config: CollectConfig) -> Plan:
     """Raises DslError for models, inputs or a device that cannot be used."""
     shard, device = shard_of(config.num_shards, config.shard_index), _device(config)
     dtype = resolve_dtype(config.dtype, device)
-    target = identify(config.target, "target", DTYPES[dtype], config.quantization)
     draft = identify(config.draft, "draft", DTYPES[dtype])
-    inputs = read_inputs(config, load_tokenizer(config.target), target.vocab_size, shard, kind_named(config.target))
-    tokenizer = None if share_tokenizer(config.target, config.draft) else config.draft
-    if tokenizer and not (config.method == "hindsight" and config.sampling.greedy):
+    if config.target is None:
+        target, vocab_size, kind = _untold(config), draft.vocab_size, kind_named(config.draft)
+        if kind != "decoder-only":
+            raise DslError(
+                f"draft {config.draft} is of kind {kind}, and only decoders are labelled without their target"
+            )
+    else:
+        identity = identify(config.target, "target", DTYPES[dtype], config.quantization)
+        target, vocab_size, kind = identity.to_dict(), identity.vocab_size, kind_named(config.target)
+    inputs = read_inputs(config, load_tokenizer(config.target or config.draft), vocab_size, shard, kind)
+    tokenizer = None if config.target and share_tokenizer(config.target, config.draft) else config.draft
+    if config.target and tokenizer and not (config.method == "hindsight" and config.sampling.greedy):
         raise DslError(
             f"target {config.target} and draft {config.draft} have different tokenizers: such a pair is collected by "
             f"method hindsight at temperature 0, not by {config.method} at {config.temperature}; leave both out"
@@ -83,6 +93,15 @@ def make_plan(config: CollectConfig) -> Plan:
             "collect a few prompts without shards first, and give the number that its manifest.json names"
         )
     return Plan(replace(config, dtype=dtype, device=str(device)), shard, target, draft, inputs, tokenizer)
+
+
+def _untold(config: CollectConfig) -> dict[str, Any]:
+    """All that is known of a target that answers elsewhere, or answered before. Raises DslError if its server does not
+    say who it is."""
+    if config.server is None:
+        return {"id": f"the target of {config.responses}"}
+    model = Server(config.server, config.server_model).model
+    return {"id": model, "served_as": model}
 
 
 def _device(config: CollectConfig) -> torch.device:

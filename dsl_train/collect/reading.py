@@ -4,7 +4,7 @@ The target generates the responses as it goes, or reads those from a log; the dr
 leave the batch as they end. Letters: B texts, C positions of a chunk, L longest response, R tail steps, V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,11 +63,13 @@ class Batch:
     own generator, so that batching cannot change it."""
 
     def __init__(self, pair: Pair, requests: Sequence[Request], limits: Sequence[int], tail_length: int) -> None:
-        """Requests bring responses along either all or none; each reads at most `limits[i]` response tokens."""
+        """Requests bring responses along either all or none, all if both models are the same; each reads at most
+        `limits[i]` response tokens."""
         device, self._eos_token_ids = pair.target.device, pair.eos_token_ids
         self.texts = [Text(i, request, limit) for i, (request, limit) in enumerate(zip(requests, limits, strict=True))]
         prompts = [request.prompt_token_ids for request in requests]
-        self.target, self.draft = (_begin(model, requests) for model in (pair.target, pair.draft))
+        self.draft = _begin(pair.draft, requests)
+        self.target = self.draft if pair.target is pair.draft else _begin(pair.target, requests)
         self._done = 0
         self._last = torch.tensor([prompt[-1:] for prompt in prompts], device=device)  # [B, 1] not read yet
         self._luck = pad_sequence([_luck(text, tail_length) for text in self.texts], batch_first=True).to(device)
@@ -84,10 +86,10 @@ class Batch:
         luck = self._luck[:, done : done + count]
         if self.is_logged:
             token_ids = self._given[:, done : done + count]
-            target_logits = self.target.feed(torch.cat([self._last, token_ids[:, :-1]], dim=1))
+            target_logits = self._feed(self.target, token_ids)
         else:
             token_ids, target_logits = self._generate(luck[..., 0])
-        draft_logits = self.draft.feed(torch.cat([self._last, token_ids[:, :-1]], dim=1))
+        draft_logits = target_logits if self.draft is self.target else self._feed(self.draft, token_ids)
         self._last, self._done = token_ids[:, -1:], done + token_ids.shape[1]
         lengths = [self._extend(text, ids) for text, ids in zip(self.texts, token_ids.tolist(), strict=True)]
         is_text = torch.arange(token_ids.shape[1]) < torch.tensor(lengths)[:, None]
@@ -102,8 +104,12 @@ class Batch:
         rows = torch.tensor(going_on, dtype=torch.int64, device=self._last.device)
         self._last, self._luck, self._given = self._last[rows], self._luck[rows], self._given[rows]
         if going_on:
-            self.target.keep(rows)
-            self.draft.keep(rows)
+            for reader in {id(reader): reader for reader in (self.target, self.draft)}.values():
+                reader.keep(rows)
+
+    def _feed(self, reader: Reader, token_ids: torch.Tensor) -> torch.Tensor:
+        """What a model says at the places of these tokens, [B, C, V]."""
+        return reader.feed(torch.cat([self._last, token_ids[:, :-1]], dim=1))
 
     def _generate(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The target's next tokens [B, <= C] and what they were chosen from [B, <= C, V]; stops when all have ended."""
@@ -134,6 +140,22 @@ class Batch:
     def _is_finished(self, text: Text) -> bool:
         response = text.response
         return len(response) == text.limit or bool(response and response[-1] in self._eos_token_ids)
+
+
+def response_limit(request: Request, max_new_tokens: int, context: int) -> int:
+    """Response tokens at most: all that there are, or what may be generated."""
+    if request.response_token_ids is not None:
+        return len(request.response_token_ids)
+    return min(max_new_tokens, context + 1 - len(request.prompt_token_ids))
+
+
+def batches(requests: Mapping[int, Request], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of requests to be read together: with a response, or without, and prompts of similar length."""
+    for is_logged in (True, False):
+        alike = [i for i, request in requests.items() if (request.response_token_ids is not None) == is_logged]
+        alike.sort(key=lambda i: len(requests[i].prompt_token_ids))
+        for first in range(0, len(alike), batch_size):
+            yield alike[first : first + batch_size]
 
 
 def _begin(model: PreTrainedModel, requests: Sequence[Request]) -> Reader:

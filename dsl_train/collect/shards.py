@@ -19,7 +19,7 @@ from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.collect import folder as folders
 from dsl_train.collect.config import CollectConfig
-from dsl_train.collect.draft_temperature import drafted_at, estimate_temperatures
+from dsl_train.collect.draft_temperature import drafted_at, estimate_temperatures, given_temperatures
 from dsl_train.collect.plan import Plan, make_plan
 from dsl_train.collect.tasks import Rejected
 from dsl_train.collect.worker import FinishedPart, Parts, collect_here
@@ -91,13 +91,11 @@ def _collect_parts(plan: Plan) -> Collection:
 
 def _draft_temperatures(plan: Plan) -> dict[float, float]:
     """Target temperature -> the draft's: as given, or as estimated by the run that began the folder."""
-    sampled = [task for task in plan.inputs.tasks if not task.sampling.greedy]
-    wanted = plan.config.draft_temperature
-    if wanted != "auto":
-        return {task.sampling.temperature: wanted or task.sampling.temperature for task in sampled}
+    if plan.config.draft_temperature != "auto":
+        return given_temperatures(plan.config, plan.inputs.tasks)
     found = folders.read_draft_temperatures(plan.folder)
     if found is None:
-        found = estimate_temperatures(plan.config, sampled)
+        found = estimate_temperatures(plan.config, plan.inputs.tasks)
         folders.write_draft_temperatures(plan.folder, found)
     return found
 

@@ -41,7 +41,7 @@ class Task:
             return self.prompt.prompt_id
         drawn = asdict(replace(self.sampling, draft_temperature=None))  # no matter how it is labelled
         del drawn["draft_temperature"]
-        return content_hash([self.prompt.prompt_id, asdict(self.response), drawn])
+        return content_hash([self.prompt.prompt_id, self.response.said, drawn])
 
     def request(self, pair: Pair, seed: int) -> Request:
         """In tokens; a response is cut where the models' context ends. Raises DslError if it cannot be tokenized."""
@@ -53,7 +53,8 @@ class Task:
             room = min(map(context_length, (pair.target, pair.draft))) + 1 - len(prompt_ids)
             behind = self.prompt if source is None else None
             response = tuple(self.response.encode(behind, prompt_ids, pair.tokenizer, pair.eos_token_ids))[:room]
-        return Request(prompt_ids, self._seed(seed), self.sampling, response, source)
+        log_probs = self.response.log_probs if self.response else None
+        return Request(prompt_ids, self._seed(seed), self.sampling, response, source, log_probs)
 
     def _seed(self, seed: int) -> int:
         """63 bits of the run's seed and the text, the same in any order, part and shard."""

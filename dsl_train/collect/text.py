@@ -19,6 +19,7 @@ import torch
 from dsl_train.base.records import DslError
 from dsl_train.base.sampling import Sampling
 from dsl_train.base.schema import BLOCK_COLUMNS, GAIN_WEIGHTS, TOP
+from dsl_train.collect.log_probs import TopLogProbs
 from dsl_train.features.primitives import draft_primitives, target_primitives
 from dsl_train.loop.verify import acceptance
 from dsl_train.pair.prompt import EncodedPrompt, PairPrompt
@@ -45,6 +46,8 @@ class Request:
     """What the target said elsewhere, labelled as it is; None: the target is asked now."""
     source: torch.Tensor | None = field(default=None, compare=False)
     """What the encoders of an encoder-decoder pair read (`inputs.EncodedPrompt`)."""
+    log_probs: TopLogProbs | None = field(default=None, compare=False)
+    """Of the response, as the server that gave it said."""
 
     @property
     def prompt(self) -> PairPrompt:

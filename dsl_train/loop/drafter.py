@@ -20,7 +20,7 @@ from dsl_train.runners.cached import CachedModel
 @dataclass(frozen=True)
 class DraftBlock:
     token_ids: tuple[int, ...]  # [K]
-    probs: torch.Tensor | None  # [K, V] float32 the tokens were drawn from; None when greedy or K = 0
+    probs: torch.Tensor | None  # [K, V] float32 the tokens were drawn from; None when the target is greedy or K = 0
 
 
 def as_drafted(sampling: Sampling, policy: Policy) -> Sampling:
@@ -36,6 +36,7 @@ class Drafter:
     def __init__(self, draft: CachedModel, policy: Policy, sampling: Sampling) -> None:
         """`sampling` is the target's."""
         self.draft, self.policy, self.sampling = draft, policy, as_drafted(sampling, policy)
+        self._is_sampled = not sampling.greedy
 
     def draft_block(self, text: Text, limit: int) -> DraftBlock:
         """Draft after the committed tokens for as long as the policy wants another, at most `limit`.
@@ -66,7 +67,7 @@ class Drafter:
     def _draft_token(self, text: Text) -> tuple[int, torch.Tensor | None, DraftPrimitives | None]:
         """The next token, the distribution it was drawn from [V] (None when greedy), its primitives if wanted."""
         keep = len(text.unpredicted) + 1
-        if not self.sampling.greedy:
+        if self._is_sampled:
             return self._draw_token(text, self.draft.logits(text.tokens, keep))
         if self.policy.needs in WITHOUT_ENTROPY:
             ids, primitives = self.draft.choose(text.tokens, keep)
@@ -81,8 +82,8 @@ class Drafter:
         return ids[-1], None, primitives
 
     def _draw_token(self, text: Text, rows: torch.Tensor) -> tuple[int, torch.Tensor, DraftPrimitives | None]:
-        scaled = self.sampling.scale(rows)
-        probs = self.sampling.probs_of_scaled(scaled)  # [unpredicted + 1, V]
+        greedy, scaled = self.sampling.greedy, self.sampling.scale(rows)
+        probs = self.sampling.probs(rows) if greedy else self.sampling.probs_of_scaled(scaled)  # [unpredicted + 1, V]
         choice = draw(probs[-1:], text.generator)  # [1]
         if text.unpredicted:
             pairs = zip(
@@ -92,7 +93,7 @@ class Drafter:
         if self.policy.needs == "position":
             return int(choice), probs[-1], None
         without_entropy = self.policy.needs in WITHOUT_ENTROPY
-        if without_entropy and probs.is_cpu and not self.sampling.truncates:
+        if without_entropy and probs.is_cpu and not (self.sampling.truncates or greedy):
             return int(choice), probs[-1], read_drawn(scaled[-1], probs[-1], int(choice))
         ids, primitives = read_draft(scaled[-1:], choice, without_entropy)
         return ids[-1], probs[-1], primitives

@@ -121,6 +121,14 @@ def load_pair(
     return pair
 
 
+def load_draft(draft: str, dtype: str = "auto", device: str = "auto") -> Pair:
+    """A draft in both roles, with its own tokenizer, its target not being at hand. Raises DslError like `load_pair`."""
+    place = resolve_device(device)
+    model = load_model(draft, "draft", Placement(DTYPES[resolve_dtype(dtype, place)], place))
+    identity = describe_model(model, draft)
+    return Pair(model, model, load_tokenizer(draft), identity, identity)
+
+
 def share_tokenizer(target: str, draft: str) -> bool:
     """Whether both speak the same tokens; a draft without a tokenizer of its own is taken to."""
     return tokenizer_source(draft) is None or vocabulary.are_same(load_tokenizer(target), load_tokenizer(draft))

@@ -53,6 +53,9 @@ class Predictor:
         self.table = ThresholdTable(prices, thresholds)
         drawn = config.get("draft_temperature", {"target": [1.0], "draft": [1.0]})
         self._temperatures = tuple(np.array(drawn[role], np.float64) for role in ("target", "draft"))
+        self.draft_sampling: str | None = config.get("draft_sampling")
+        """How the draft chose its tokens in training where the target sampled: `greedy`, its most likely one, or
+        `probabilistic`; None if the target never did, or an older version does not say."""
         self._trained_on = {role: dict(config["pair"][role]) for role in ("target", "draft")}
         self._versions = dict(config.get("versions", {}))
         self._columns = np.array([entries.FEATURE_NAMES.index(name) for name in self.names])

@@ -137,9 +137,10 @@ class Decisions:
 
     @property
     def draft_temperatures(self) -> dict[str, list[float]]:
-        """`target` temperatures of the sampled texts, rising, and the `draft`'s for each; neither is empty.
+        """`target` temperatures of the sampled texts, rising, and the `draft`'s for each, 0 where it proposed its most
+        likely token; neither is empty.
 
-        Raises DslError if texts of one temperature were drafted at different ones.
+        Raises DslError if texts of one temperature were drafted at different ones, or some greedily and some not.
         """
         found: dict[float, float] = {}
         recorded = _of_sequences(self.traces, [m.get("draft_temperature", {}) for m in self.traces.manifests], {})
@@ -150,10 +151,23 @@ class Decisions:
                 if found.setdefault(float(target), draft) != draft:
                     raise DslError(
                         f"texts at temperature {target} were drafted at {found[float(target)]:g} and at {draft:g}; "
-                        "collect them all with the same --draft_temperature"
+                        "collect them all with the same --draft_temperature and --draft_sampling"
                     )
+        if len({draft > 0 for draft in found.values()}) > 1:
+            greedy = next(target for target, draft in found.items() if not draft)
+            raise DslError(
+                f"texts at temperature {greedy:g} were drafted greedily and others were not; collect them all with the "
+                "same --draft_sampling"
+            )
         pairs = sorted(found.items()) or [(1.0, 1.0)]
         return {"target": [target for target, _ in pairs], "draft": [draft for _, draft in pairs]}
+
+    @property
+    def draft_sampling(self) -> str | None:
+        """How the draft chose its tokens where the target sampled: `greedy`, `probabilistic`; None if it never did."""
+        if all(sequence.temperature == 0 for sequence in self.traces.sequences):
+            return None
+        return "probabilistic" if all(self.draft_temperatures["draft"]) else "greedy"
 
     def replayable(self, keep: np.ndarray) -> np.ndarray:
         """[Q] bool: those of the sequences `keep` [Q] that have a tail after every rejected draft, so that their replay

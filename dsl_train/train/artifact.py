@@ -62,6 +62,7 @@ def write_artifact(
         "threshold_table": {"c_eff": list(table.c_eff), "threshold": list(table.threshold)},
         "max_lookahead": decisions.max_lookahead,
         "sampling": _sampling_range(decisions),
+        "draft_sampling": decisions.draft_sampling,
         "draft_temperature": decisions.draft_temperatures,
         "verification": decisions.verification,
         "metrics": {**metrics, "onnx_difference": difference, "onnx_bytes": (output / ONNX).stat().st_size},

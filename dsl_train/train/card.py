@@ -25,7 +25,7 @@ whether drafting another one is worth its price. What is generated does not depe
 | vocabulary | {target.get("vocab_size")} | {draft.get("vocab_size")} |
 
 Trained on traces at temperature {_listed(sampling["temperatures"])}, top-k {_listed(sampling["top_k"])}, top-p
-{_listed(sampling["top_p"])}; at most {config["max_lookahead"]} drafts a round.
+{_listed(sampling["top_p"])}{_drafting(config)}; at most {config["max_lookahead"]} drafts a round.
 
 ## How good
 
@@ -59,6 +59,10 @@ target.generate(**inputs, custom_generate="THIS_FOLDER", draft_model=draft, trus
 Input: {len(config["schema"]["names"])} features, schema v{config["schema"]["version"]}
 (`{config["schema"]["fingerprint"]}`): {", ".join(f"`{name}`" for name in config["schema"]["names"])}.
 """
+
+
+def _drafting(config: Mapping[str, Any]) -> str:
+    return ", of a draft that proposes its most likely token" if config.get("draft_sampling") == "greedy" else ""
 
 
 def _listed(values: list[float]) -> str:

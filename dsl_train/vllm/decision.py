@@ -82,6 +82,9 @@ class LearnedTogether:
 
     def __init__(self, predictor: Predictor, costs: StopRule | BatchCosts) -> None:
         self.name, self.predictor, self.costs = "learned", predictor, costs
+        self.shown_unscaled = predictor.draft_sampling == "greedy"
+        """Whether it was trained on the distributions of a draft that proposes its most likely token, which are shown
+        as they are and not at the request's temperature."""
         self.num_questions = self.num_stops = 0
         self._resting = Resting()
         self._num_requests = 1

@@ -175,9 +175,10 @@ class LookaheadProposer(DraftModelProposer):
         probs = None
         rows = torch.tensor([reader.row for reader in readers], device=logits.device)
         if not sampling.all_greedy:
-            temperature = sampling.temperature[rows]
-            temperature = torch.where(temperature < _GREEDY, 1.0, temperature)
-            logits = logits / temperature[:, None]
+            if self._enable_probabilistic_draft_probs or not getattr(self.decision, "shown_unscaled", False):
+                temperature = sampling.temperature[rows]
+                temperature = torch.where(temperature < _GREEDY, 1.0, temperature)
+                logits = logits / temperature[:, None]
             if self._enable_probabilistic_draft_probs:
                 # the logits are scaled already, which vLLM does in place
                 unscaled = replace(sampling, temperature=torch.where(sampling.temperature[rows] < _GREEDY, 0.0, 1.0))

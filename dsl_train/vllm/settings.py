@@ -1,5 +1,6 @@
 """What environment variables say, and the decision that follows for a pair of models that vLLM has loaded."""
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from dsl_train.predictor.runtime import Predictor, shipped_with
 from dsl_train.vllm.costs import BatchCosts
 from dsl_train.vllm.decision import Decision, EachOnItsOwn, LearnedTogether
 
+_LOG = logging.getLogger("vllm.dsl_train")
 #: Of a machine of which nothing is known: a gigabyte is read in a tenth of a second.
 _SECONDS_PER_BYTE = 1e-10
 
@@ -68,9 +70,22 @@ class Settings:
             )
         models = {"target": config.model_config, "draft": spec.draft_model_config}
         predictor.check_pair(**{role: _identity(model, predictor, role) for role, model in models.items()})
+        check_drafting(predictor, spec.draft_sample_method)
         if self.threshold is not None:
             return LearnedTogether(predictor, StopRule.of(self.threshold))
         return LearnedTogether(predictor, BatchCosts(_prior(predictor, target, draft), predictor.threshold))
+
+
+def check_drafting(predictor: Predictor, method: str) -> None:
+    """Greedy requests and the law of the text are the same either way: other estimates are no reason to refuse."""
+    trained = predictor.draft_sampling
+    if trained is not None and trained != method:
+        _LOG.warning(
+            "dsl_train: predictor %s was trained for %s drafts, and vLLM makes %s ones under sampling: the text keeps "
+            "its law, but the lookahead is less well chosen; set draft_sample_method to %s in --speculative-config, or "
+            "train on traces of dsl-collect --draft_sampling %s",
+            *(predictor.folder, trained, method, trained, method),
+        )
 
 
 def _identity(model: Any, predictor: Predictor, role: str) -> dict[str, Any]:

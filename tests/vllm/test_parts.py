@@ -23,6 +23,7 @@ class Foretold:
     """A predictor whose answers are given."""
 
     max_lookahead = 16
+    draft_sampling = None
 
     def __init__(self, *survivals: float) -> None:
         self.survivals = survivals
