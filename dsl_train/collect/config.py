@@ -82,7 +82,7 @@ class CollectConfig:
     verification: Literal["block", "token"] | None = None
     """How the rounds that are recorded judge a sampled block: as a whole or token by token (docs/sampling.md); greedy
     texts know no difference. block takes the target once more over every tail, and one tail for every token. Default:
-    block if the temperature is above 0 and the method hindsight, else token."""
+    block if the temperature is above 0, the method hindsight, the target given and drafts drawn; else token."""
     part_size: int = 16
     """Prompts per part: what a kill can cost."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -146,6 +146,11 @@ class CollectConfig:
             raise ValueError("method oracle decodes by itself and cannot use responses; choose hindsight")
         if self.verification == "block" and self.method == "oracle":
             raise ValueError("method oracle verifies token by token; choose hindsight for verification block")
+        if self.verification == "block" and not self._knows_blocks:
+            raise ValueError(
+                "verification block compares the target's distribution with the one that the draft draws from; give "
+                "target and leave out draft_sampling greedy, or choose verification token"
+            )
         if self.executor == "local" and (self.num_actors > 1 or self.gpus_per_actor):
             raise ValueError("num_actors and gpus_per_actor are for executor ray, which is local")
 
@@ -173,8 +178,13 @@ class CollectConfig:
     def by_block(self) -> bool:
         """Whether rounds judged by block are recorded."""
         if self.verification is None:
-            return self.method == "hindsight" and not self.sampling.greedy
+            return self.method == "hindsight" and not self.sampling.greedy and self._knows_blocks
         return self.verification == "block"
+
+    @property
+    def _knows_blocks(self) -> bool:
+        """Blocks are judged by both distributions of every drafted token."""
+        return self.target is not None and self.draft_sampling != "greedy"
 
     @property
     def sampling(self) -> Sampling:
