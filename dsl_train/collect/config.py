@@ -82,7 +82,7 @@ class CollectConfig:
     verification: Literal["block", "token"] | None = None
     """How the rounds that are recorded judge a sampled block: as a whole or token by token (docs/sampling.md); greedy
     texts know no difference. block takes the target once more over every tail, and one tail for every token. Default:
-    block if the temperature is above 0, the method hindsight, the target given and drafts drawn; else token."""
+    block if the target answers now, at a temperature above 0, by hindsight, and drafts are drawn; else token."""
     part_size: int = 16
     """Prompts per part: what a kill can cost."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -178,7 +178,8 @@ class CollectConfig:
     def by_block(self) -> bool:
         """Whether rounds judged by block are recorded."""
         if self.verification is None:
-            return self.method == "hindsight" and not self.sampling.greedy and self._knows_blocks
+            answers_now = self.method == "hindsight" and self.responses is None
+            return answers_now and not self.sampling.greedy and self._knows_blocks
         return self.verification == "block"
 
     @property
