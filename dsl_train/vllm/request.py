@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dsl_train.base.policy import Policy
 from dsl_train.base.records import DraftPrimitives, DraftStep, Round, no_features
 from dsl_train.features.vector import FeatureView
+from dsl_train.loop.verify import compare
 
 
 class RequestText:
@@ -92,7 +93,7 @@ class RequestText:
         self.num_read = min(self.num_read, start + num_accepted)
         self.block = []
         if self.view:
-            agreements = [1.0] * num_accepted + [0.0] * (num_accepted < len(drafted))
+            agreements, _ = compare(token_ids, drafted, None, None)
             self.view.commit(token_ids)
             self.view.agree(agreements)
             self.behind += token_ids[len(agreements) :]
