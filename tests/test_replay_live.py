@@ -51,7 +51,7 @@ def live_pair(tiny_target, tiny_draft):
 def live_decisions(live_pair):
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(2, VOCAB_SIZE, 12).tolist()) for _ in range(14)]
-    shared = {"target": "", "draft": "", "prompts": "", "output": "", "max_new_tokens": 40, "tail_length": 20}
+    shared = {"target": "T", "draft": "D", "prompts": "P", "output": "O", "max_new_tokens": 40, "tail_length": 20}
     collector = OracleCollector(live_pair, CollectConfig(**shared))
     texts = [collector.collect_text(Request(prompt, 0, Sampling())) for prompt in prompts]
     sequences, rows = [], []
