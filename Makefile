@@ -29,7 +29,7 @@ demo-smollm2: smollm2  ## the whole job on the real pair: collect, train, genera
 	  --policies static:1 static:2 static:3 static:4 heuristic confidence learned transformers transformers-assisted --output $(SMOLLM2)/bench
 
 test: $(READY) lint  ## everything CI checks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-vllm: $(VLLM_READY)  ## the plugin in vLLM, in an environment of its own
 	set -e; for file in tests/vllm/test_*.py; do \
