@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dsl_train.features import entries
+from dsl_train.traces.blocks import soft_survival
 from dsl_train.traces.decisions import Decisions
 from dsl_train.train import metrics
 from dsl_train.train.data import split_by_prompt
@@ -38,7 +39,7 @@ class Rows:
     hard: np.ndarray
     """[N] bool: survival, as drawn in hindsight."""
     soft: np.ndarray
-    """[N] float32: probability of survival before the last draw (`Decisions.soft_survival`)."""
+    """[N] float32: probability of survival before the last draw (`soft_survival`)."""
     position: np.ndarray
     """[N] int64"""
     run: np.ndarray
@@ -56,7 +57,7 @@ class Rows:
         return cls(
             features=np.concatenate([d.features for d in both]),
             hard=np.concatenate([d.survival for d in both]),
-            soft=np.concatenate([d.soft_survival for d in both]),
+            soft=np.concatenate([soft_survival(d) for d in both]),
             position=np.concatenate([d.position for d in both]).astype(np.int64),
             run=np.concatenate([np.repeat(d.run, d.num_decisions) for d in both]).astype(np.int64),
             train=here[~is_val[known.sequence]],

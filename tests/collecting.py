@@ -12,6 +12,21 @@ from dsl_train.pair.identity import describe_model
 from dsl_train.pair.loading import Pair
 from dsl_train.traces.store import open_traces
 
+#: A collection of its own process, which dies between the two files of part {part}; takes the command line.
+DIES_IN_PART = """
+import os, signal, sys
+from dsl_train.base import files
+from dsl_train.cli.collect import main
+
+replace = os.replace
+def replace_or_die(source, destination):
+    if str(destination).endswith("sequences/part-{part:05d}.parquet"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, destination)
+
+files.os.replace = replace_or_die
+main(sys.argv[1:])
+"""
 PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "python.jsonl"
 
 

@@ -18,6 +18,7 @@ from dsl_train.collect.shards import collect
 from dsl_train.collect.text import Request
 from dsl_train.loop.block import kept_weights, parts
 from dsl_train.replay.rounds import replay_static
+from dsl_train.traces.blocks import soft_survival
 from dsl_train.traces.decisions import build
 from dsl_train.traces.store import Traces, TraceSequence, open_traces
 
@@ -127,7 +128,7 @@ def test_the_weights_follow_from_the_recorded_ratios(decisions):
 
 def test_the_label_is_the_mean_of_what_is_kept(decisions):
     """At every position: its mean, that of the weights and the share kept agree, within four standard errors."""
-    soft, weights = decisions.soft_survival, known_survival(decisions, foresees=True)
+    soft, weights = soft_survival(decisions), known_survival(decisions, foresees=True)
     assert np.isfinite(soft).all()
     assert ((soft >= 0) & (soft <= 1 + 1e-6)).all()
     for position in range(6):
@@ -179,7 +180,7 @@ def test_folders_of_both_kinds_are_read_together_and_trained_on_apart(config, tm
     both = build(open_traces([folders["token"], folders["block"]]))
     assert both.by_block.tolist() == [False] * 6 + [True] * 6
     alone = [build(open_traces([folders[name]])) for name in ("token", "block")]
-    np.testing.assert_array_equal(both.soft_survival, np.concatenate([one.soft_survival for one in alone]))
+    np.testing.assert_array_equal(soft_survival(both), np.concatenate([soft_survival(one) for one in alone]))
     np.testing.assert_array_equal(both.features, np.concatenate([one.features for one in alone]))
     with pytest.raises(DslError, match="--verification block and some with token"):
         _ = both.verification

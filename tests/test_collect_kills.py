@@ -8,25 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from collecting import arguments, make_config, tables
+from collecting import DIES_IN_PART, arguments, make_config, tables
 
 from dsl_train.collect.shards import collect
 from dsl_train.traces.store import completed_parts
-
-SUICIDE = """
-import os, signal, sys
-from dsl_train.base import files
-from dsl_train.cli.collect import main
-
-replace = os.replace
-def replace_or_die(source, destination):  # dies between the two files of part 2
-    if str(destination).endswith("sequences/part-00002.parquet"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, destination)
-
-files.os.replace = replace_or_die
-main(sys.argv[1:])
-"""
 
 #: Everything is imported and loaded once; each life is a fork of that, killed at a random moment of its work.
 LIVES = """
@@ -78,7 +63,7 @@ def run(script, *argv):
 def test_a_kill_between_the_two_files_of_a_part_costs_that_part_alone(pair_folders, tmp_path):
     config = make_config(pair_folders, tmp_path / "killed", part_size=1, temperature=1.0)
     killed, whole = Path(config.output), tmp_path / "whole"
-    assert run(SUICIDE, *arguments(config)).returncode == -signal.SIGKILL
+    assert run(DIES_IN_PART.format(part=2), *arguments(config)).returncode == -signal.SIGKILL
     assert completed_parts(killed) == [0, 1]
     assert (killed / "rows" / "part-00002.parquet").exists()
     assert not (killed / "manifest.json").exists()

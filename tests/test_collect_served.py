@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from collecting import arguments, assert_same_rows, make_config, rows_by_text, tables
+from collecting import DIES_IN_PART, arguments, assert_same_rows, make_config, rows_by_text, tables
 from served_target import FAULTS, ServedTarget
 
 from dsl_train.base.records import DslError
@@ -209,27 +209,12 @@ def test_a_server_that_lives_and_fails_on_everything_is_no_reason_to_put_everyth
     assert len(served.asked) == 10
 
 
-KILLED = """
-import os, signal, sys
-from dsl_train.base import files
-from dsl_train.cli.collect import main
-
-replace = os.replace
-def replace_or_die(source, destination):  # dies between the two files of part 1
-    if str(destination).endswith("sequences/part-00001.parquet"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, destination)
-
-files.os.replace = replace_or_die
-main(sys.argv[1:])
-"""
-
-
 def test_a_killed_collection_goes_on_and_comes_out_the_same(pair_folders, tiny_target, tmp_path):
     with ServedTarget(tiny_target) as served:
         config = from_server(pair_folders, served.url, tmp_path / "killed", temperature=1.0, num_threads=1)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-c", KILLED, *arguments(config)], env=environment, capture_output=True)
+        command = [sys.executable, "-c", DIES_IN_PART.format(part=1), *arguments(config)]
+        done = subprocess.run(command, env=environment, capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert completed_parts(Path(config.output)) == [0]
         collect(config)

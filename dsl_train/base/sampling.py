@@ -54,12 +54,12 @@ class Sampling:
         return logits if self.greedy else logits.float() / self.temperature
 
     def probs(self, logits: torch.Tensor) -> torch.Tensor:  # [T, V] -> [T, V] float32, rows sum to 1
-        if self.greedy:
-            return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         return self.probs_of_scaled(self.scale(logits))
 
     def probs_of_scaled(self, scores: torch.Tensor) -> torch.Tensor:  # [T, V] -> [T, V] float32, rows sum to 1
-        """`probs` from logits that :meth:`scale` has scaled, when sampling."""
+        """`probs` from logits that :meth:`scale` has scaled."""
+        if self.greedy:
+            return torch.zeros_like(scores, dtype=torch.float32).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
         if self.top_k:
             scores = TopKLogitsWarper(self.top_k)(None, scores)
         if self.top_p < 1:

@@ -19,7 +19,7 @@ import numpy as np
 
 from dsl_train.base.cost import Price
 from dsl_train.replay.rounds import ReplayResult, replay_survival, solve_thresholds
-from dsl_train.traces.blocks import draft_rows, expected_weights
+from dsl_train.traces.blocks import draft_rows, weighed
 from dsl_train.traces.decisions import Decisions
 
 CEILINGS = ("ceiling", "clairvoyant")
@@ -34,11 +34,7 @@ def replay_ceiling(decisions: Decisions, name: str, price: Price) -> ReplayResul
 
 def known_survival(decisions: Decisions, foresees: bool = False) -> np.ndarray:
     """[N] P(all tokens drafted and the next one are kept); `foresees`: the next one is known, too."""
-    by_block = decisions.by_block[decisions.sequence]
-    if by_block.all():
-        return expected_weights(decisions, foresees)
-    survival = _known_by_token(decisions, foresees)
-    return np.where(by_block, expected_weights(decisions, foresees), survival) if by_block.any() else survival
+    return weighed(decisions, _known_by_token(decisions, foresees), foresees)
 
 
 def _known_by_token(decisions: Decisions, foresees: bool) -> np.ndarray:

@@ -123,20 +123,20 @@ class HindsightCollector:
             if not possible.all():
                 self._refuse(chunk, sampling, places[~possible])
                 return self._label_block(chunk, sampling, places[possible], check=False)
-        draft_probs = None if target_probs is None else sampling.of_draft.probs(draft_logits)
-        if target_probs is None or draft_probs is None:
+        probs = None if target_probs is None else (target_probs, sampling.of_draft.probs(draft_logits))
+        if probs is None:
             labels = Labels.greedy(choose(sampling, draft_logits, luck[:, 2]), committed)
         elif by_block:
-            accepted = luck[:, 1] < acceptance(draft_probs, target_probs, committed.tolist())
-            labels = Labels.of(target_probs, draft_probs, committed, committed, accepted)
+            accepted = luck[:, 1] < acceptance(probs[1], probs[0], committed.tolist())
+            labels = Labels.of(*probs, committed, committed, accepted)
         else:
-            labels = couple(target_probs, draft_probs, committed, luck[:, 1], luck[:, 2])
+            labels = couple(*probs, committed, luck[:, 1], luck[:, 2])
         texts, positions = np.divmod(places.cpu().numpy(), chunk.token_ids.shape[1])
         index = np.array([len(text.request.prompt_token_ids) for text in chunk.texts])[texts] + chunk.done + positions
         numbers = np.array([text.number for text in chunk.texts], np.int64)[texts]
         rows = {"sequence_id": numbers, **text_rows(index, labels, draft_logits, target_logits, sampling)}
-        if by_block and target_probs is not None and draft_probs is not None:
-            rows |= block_columns(target_probs, draft_probs, committed)
+        if by_block and probs:
+            rows |= block_columns(*probs, committed)
         return rows
 
     def _target_probs(

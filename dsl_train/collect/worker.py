@@ -102,8 +102,9 @@ class Worker:
 
     def expect(self, tasks: Sequence[Task]) -> None:
         """Have the server answer these, if there is one, while other work goes on."""
-        for task in tasks if self._answers else ():
-            assert self._answers is not None
+        if self._answers is None:
+            return
+        for task in tasks:
             try:
                 self._answers.expect(task, task.request(self.pair, self.config.seed))
             except MODEL_FAILURES:

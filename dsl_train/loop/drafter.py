@@ -82,8 +82,8 @@ class Drafter:
         return ids[-1], None, primitives
 
     def _draw_token(self, text: Text, rows: torch.Tensor) -> tuple[int, torch.Tensor, DraftPrimitives | None]:
-        greedy, scaled = self.sampling.greedy, self.sampling.scale(rows)
-        probs = self.sampling.probs(rows) if greedy else self.sampling.probs_of_scaled(scaled)  # [unpredicted + 1, V]
+        scaled = self.sampling.scale(rows)
+        probs = self.sampling.probs_of_scaled(scaled)  # [unpredicted + 1, V]
         choice = draw(probs[-1:], text.generator)  # [1]
         if text.unpredicted:
             pairs = zip(
@@ -93,7 +93,7 @@ class Drafter:
         if self.policy.needs == "position":
             return int(choice), probs[-1], None
         without_entropy = self.policy.needs in WITHOUT_ENTROPY
-        if without_entropy and probs.is_cpu and not (self.sampling.truncates or greedy):
+        if without_entropy and probs.is_cpu and not (self.sampling.truncates or self.sampling.greedy):
             return int(choice), probs[-1], read_drawn(scaled[-1], probs[-1], int(choice))
         ids, primitives = read_draft(scaled[-1:], choice, without_entropy)
         return ids[-1], probs[-1], primitives

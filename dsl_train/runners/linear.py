@@ -94,8 +94,7 @@ def worth_packing(matrices: list[Linear]) -> bool:
     elif weight.dtype is not torch.float32:
         return False
     missing = sum(matrix.weight.nbytes for matrix in matrices if matrix.layout.packed is None)
-    available = available_memory()
-    return not missing or (available is not None and missing < _SHARE_OF_MEMORY * available)
+    return not missing or missing < _SHARE_OF_MEMORY * (available_memory() or 0)
 
 
 def _takes_halves(x: torch.Tensor, weight: torch.Tensor) -> bool:

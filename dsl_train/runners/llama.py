@@ -2,8 +2,9 @@
 
 In a small model most of a forward is not arithmetic but the way there: modules, wrappers, masks, output objects, a
 cache per layer (docs/performance.md). This is the same network as one function over the same parameters. Matrices that
-read the same input become one: the model's own parameters are laid side by side in memory, so that nothing is kept
-twice and a change of the weights in place is seen. Models that are not exactly of this shape are left to transformers.
+read the same input become one: the model's own parameters are laid side by side in memory, so that joining keeps
+nothing twice. A change of the weights in place is seen by the next text (`linear.py`). Models that are not exactly of
+this shape are left to transformers.
 One text (`DirectDecoder`), several (`packed.py`) and compiled graphs (`compiled_step.py`) share its layers.
 Letters: N layers, T tokens fed, L tokens so far, H query heads on G key heads, D head size, V vocabulary.
 """

@@ -1,7 +1,7 @@
 """A batch of texts of different lengths through one model, with branches that leave them.
 
-Letters: B texts, T cached columns, C columns at a time,
-n branches, w branches of the text that has most, V vocabulary. Texts begin padded on the left and are read on together:
+Letters: B texts, T cached columns, C columns at a time, n branches, w branches of the text that has most, V vocabulary.
+Texts begin padded on the left and are read on together:
 
     column       0   1   2   3   4
     text 0       -   -   a   b   c        position of c: 2

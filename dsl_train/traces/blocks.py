@@ -6,50 +6,15 @@ min(w(i) * target, draft), a concave curve in w(i), of which traces record some 
 M trace rows.
 """
 
-from typing import Protocol
-
 import numpy as np
 
 from dsl_train.base.schema import GAIN_WEIGHTS
-from dsl_train.traces.store import Traces
+from dsl_train.traces.decisions import Decisions
 
 _POINTS = np.array([0.0, *GAIN_WEIGHTS, 1.0])
 
 
-class Rounds(Protocol):
-    """What is read of `decisions.Decisions`, which says what they are."""
-
-    @property
-    def run(self) -> np.ndarray: ...
-
-    @property
-    def row(self) -> np.ndarray: ...
-
-    @property
-    def rejected(self) -> np.ndarray: ...
-
-    @property
-    def num_after(self) -> np.ndarray: ...
-
-    @property
-    def offsets(self) -> np.ndarray: ...
-
-    @property
-    def traces(self) -> Traces: ...
-
-    def __len__(self) -> int: ...
-
-    @property
-    def num_decisions(self) -> np.ndarray: ...
-
-    @property
-    def start_sequence(self) -> np.ndarray: ...
-
-    @property
-    def by_block(self) -> np.ndarray: ...
-
-
-def draft_rows(decisions: Rounds, starts: np.ndarray, position: int) -> np.ndarray:
+def draft_rows(decisions: Decisions, starts: np.ndarray, position: int) -> np.ndarray:
     """Trace row of the draft number `position` (from 0) of each of `starts`; -1 after the end of the recorded tail."""
     run = decisions.run[starts].astype(np.int64)
     on_text = decisions.row[starts + np.minimum(position, np.maximum(run - 1, 0))]
@@ -58,7 +23,25 @@ def draft_rows(decisions: Rounds, starts: np.ndarray, position: int) -> np.ndarr
     return np.where(beyond < 0, on_text, np.where(known, rejected + beyond, -1))
 
 
-def expected_weights(decisions: Rounds, foresees: bool = False) -> np.ndarray:
+def soft_survival(decisions: Decisions) -> np.ndarray:
+    """[N] float32: survival with the last random draw averaged out: the sum of min(target, draft) of the next token on
+    the text, 0 after a rejected one; of blocks the sum of min(w * target, draft), w being the weight of what is
+    drafted. It has the same mean as `survival` given any features, and less noise."""
+    of_start = np.repeat(np.arange(len(decisions.run)), decisions.num_decisions)
+    on_text = np.flatnonzero(decisions.position <= decisions.run[of_start])
+    soft = np.zeros(len(decisions), dtype=np.float32)
+    rows = decisions.row[of_start[on_text] + decisions.position[on_text]]
+    soft[on_text] = decisions.traces.rows["accept_prob"][rows]
+    return weighed(decisions, soft)
+
+
+def weighed(decisions: Decisions, by_token: np.ndarray, foresees: bool = False) -> np.ndarray:
+    """[N] what is expected to be kept: `by_token`, but the `expected_weights` where rounds are judged by block."""
+    by_block = decisions.by_block[decisions.sequence]
+    return np.where(by_block, expected_weights(decisions, foresees), by_token) if by_block.any() else by_token
+
+
+def expected_weights(decisions: Decisions, foresees: bool = False) -> np.ndarray:
     """[N] float32: E[w] of all drafts before a decision and the next one, given those before; `foresees`: given the
     next one, too, where it is recorded. NaN for rounds that are not judged by block."""
     rows = decisions.traces.rows

@@ -24,7 +24,6 @@ from dsl_train.base.records import DraftPrimitives, DslError
 from dsl_train.features.entries import FEATURE_NAMES
 from dsl_train.features.state import BlockState, TextState
 from dsl_train.features.vector import assemble
-from dsl_train.traces.blocks import expected_weights
 from dsl_train.traces.round_starts import RoundStarts, offsets
 from dsl_train.traces.store import Traces, TraceSequence
 
@@ -99,15 +98,6 @@ class Decisions:
         return self.traces.rows["index"][self.row]
 
     @property
-    def soft_survival(self) -> np.ndarray:
-        """[N] float32: survival with the last random draw averaged out: Σ min(target, draft) of the next token on the
-        text, 0 after a rejected one; of blocks Σ min(w * target, draft), w being the weight of what is drafted. It has
-        the same mean as `survival` given any features, and less noise."""
-        soft = self._soft_by_token()
-        by_block = self.by_block[self.sequence]
-        return np.where(by_block, expected_weights(self), soft) if by_block.any() else soft
-
-    @property
     def by_block(self) -> np.ndarray:
         """[Q] bool: whether rounds of that text are judged by block."""
         return self.traces.by_block[self.source]
@@ -126,14 +116,6 @@ class Decisions:
                 "one kind, or collect them again"
             )
         return {True: "block", False: "token"}[found.pop()] if found else None
-
-    def _soft_by_token(self) -> np.ndarray:
-        of_start = np.repeat(np.arange(len(self.run)), self.num_decisions)
-        on_text = np.flatnonzero(self.position <= self.run[of_start])
-        soft = np.zeros(len(self), dtype=np.float32)
-        rows = self.row[of_start[on_text] + self.position[on_text]]
-        soft[on_text] = self.traces.rows["accept_prob"][rows]
-        return soft
 
     @property
     def draft_temperatures(self) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ import torch
 
 from dsl_train.base.records import DslError
 from dsl_train.features import entries
+from dsl_train.traces.blocks import soft_survival
 from dsl_train.traces.decisions import Decisions
 
 Split = Literal["train", "val", "test"]
@@ -59,7 +60,7 @@ class TraceDataModule(lightning.LightningDataModule):
         split_of_row = self.split_of_sequence[decisions.sequence]
         self.rows = {split: np.flatnonzero(split_of_row == code) for code, split in enumerate(SPLITS)}
         self.features = torch.from_numpy(np.ascontiguousarray(decisions.features[:, columns], dtype=np.float32))
-        self.survival = torch.from_numpy(decisions.soft_survival)
+        self.survival = torch.from_numpy(soft_survival(decisions))
         self.weight = torch.from_numpy(decisions.weight)
 
     def part(self, split: Split) -> Part:

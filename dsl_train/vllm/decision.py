@@ -25,6 +25,9 @@ class Decision(Protocol):
     needs_features: bool
     needs_primitives: bool
     without_entropy: bool
+    shown_unscaled: bool
+    """Whether it was trained on the distributions of a draft that proposes its most likely token, which are shown as
+    they are and not at the request's temperature."""
     num_questions: int
     num_stops: int
     """Questions that were answered by no."""
@@ -44,6 +47,8 @@ class Decision(Protocol):
 
 class EachOnItsOwn:
     """Any policy by name, one for each request; drafting goes on while one of them wants a token."""
+
+    shown_unscaled = False
 
     def __init__(self, spec: str) -> None:
         self.spec, self.name, needs = spec, spec, needs_of(spec)
@@ -83,8 +88,6 @@ class LearnedTogether:
     def __init__(self, predictor: Predictor, costs: StopRule | BatchCosts) -> None:
         self.name, self.predictor, self.costs = "learned", predictor, costs
         self.shown_unscaled = predictor.draft_sampling == "greedy"
-        """Whether it was trained on the distributions of a draft that proposes its most likely token, which are shown
-        as they are and not at the request's temperature."""
         self.num_questions = self.num_stops = 0
         self._resting = Resting()
         self._num_requests = 1

@@ -175,7 +175,7 @@ class LookaheadProposer(DraftModelProposer):
         probs = None
         rows = torch.tensor([reader.row for reader in readers], device=logits.device)
         if not sampling.all_greedy:
-            if self._enable_probabilistic_draft_probs or not getattr(self.decision, "shown_unscaled", False):
+            if self._enable_probabilistic_draft_probs or not self.decision.shown_unscaled:
                 temperature = sampling.temperature[rows]
                 temperature = torch.where(temperature < _GREEDY, 1.0, temperature)
                 logits = logits / temperature[:, None]
